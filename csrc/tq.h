@@ -1,0 +1,62 @@
+// Public C interface of the TQ types. Thread safe except tq_force_isa.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32) && defined(TQ_BUILD)
+#    define TQ_API __declspec(dllexport)
+#elif defined(_WIN32)
+#    define TQ_API __declspec(dllimport)
+#else
+#    define TQ_API __attribute__((visibility("default")))
+#endif
+
+enum tq_type {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) TQ_TYPE_##NAME,
+#include "types.def"
+#undef TQ_TYPE
+    TQ_TYPE_COUNT,
+};
+
+struct tq_type_info {
+    const char * name;
+    int id; // enum ggml_type
+    int bits;
+    size_t block_bytes;
+};
+
+enum tq_isa {
+#define TQ_ISA(NAME, name) TQ_ISA_##NAME,
+#include "cpu/isa.def"
+#undef TQ_ISA
+    TQ_ISA_COUNT,
+};
+
+// NULL when out of range.
+TQ_API const struct tq_type_info * tq_type_info(int type);
+// The dense number of a ggml type id, or -1.
+TQ_API int tq_type_from_id(int id);
+
+// n values, a multiple of 32; no alignment is assumed. Rows of n = 0 are allowed.
+TQ_API void tq_quantize_row(enum tq_type type, const float * x, void * y, int64_t n);
+TQ_API void tq_dequantize_row(enum tq_type type, const void * x, float * y, int64_t n);
+// Dot product of a TQ row with a q8_0 row.
+TQ_API float tq_vec_dot(enum tq_type type, const void * x, const void * y_q8_0, int64_t n);
+
+TQ_API const char * tq_isa_name(int isa); // NULL when out of range
+TQ_API bool tq_isa_supported(enum tq_isa isa);
+TQ_API enum tq_isa tq_isa_active(void);
+// Uses only this tier from now on, in the whole process; false, and no change, where the machine or the build lacks it.
+TQ_API bool tq_force_isa(enum tq_isa isa);
+// Back to the best tier, or to the one that the environment variable LLAMA_TQ_ISA names.
+TQ_API void tq_reset_isa(void);
+
+#ifdef __cplusplus
+}
+#endif

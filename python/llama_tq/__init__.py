@@ -1,0 +1,1 @@
+"""TurboQuant KV-cache types for llama.cpp."""
