@@ -30,7 +30,9 @@ __all__ = [
 Settings = dict[str, Any] | None
 
 
-def build_wheel(wheel_directory: str, settings: Settings = None, metadata_directory: str | None = None) -> str:
+def build_wheel(
+    wheel_directory: str, settings: Settings = None, metadata_directory: str | None = None
+) -> str:
     return skbuild.build_wheel(wheel_directory, _with_upstream(settings), metadata_directory)
 
 

@@ -78,5 +78,7 @@ def git(*arguments: str, cwd: Path) -> str:
         raise GitError("git was not found; install git") from None
     except subprocess.CalledProcessError as error:
         complaint = (error.stderr or error.stdout).strip().splitlines()
-        raise GitError(complaint[0].removeprefix("error: ") if complaint else f"exit {error.returncode}") from None
+        raise GitError(
+            complaint[0].removeprefix("error: ") if complaint else f"exit {error.returncode}"
+        ) from None
     return result.stdout

@@ -81,8 +81,8 @@ def read_pin(root: Path = ROOT) -> Pin:
 def prepare(pin: Pin, patches: Path = PATCHES, tree: Path = TREE) -> Path:
     """Bring `tree` up to date with the pin and the series in `patches`, and return it.
 
-    Does nothing when it already is. Otherwise files whose content stays the same keep their modification time,
-    so that the next build compiles only what changed.
+    Does nothing when it already is. Otherwise files whose content stays the same keep their modification
+    time, so that the next build compiles only what changed.
     """
     stamp = tree / ".stamp"
     wanted = _fingerprint(pin, patches)
@@ -93,7 +93,8 @@ def prepare(pin: Pin, patches: Path = PATCHES, tree: Path = TREE) -> Path:
     with tempfile.TemporaryDirectory(prefix="upstream-", dir=tree.parent) as scratch:
         fresh = Path(scratch)
         unpack(sdist, fresh)
-        apply_series(pin, patches, fresh)
+        for name in series.names(patches):
+            apply_patch(pin, patches / name, fresh)
         stamp.unlink(missing_ok=True)
         _mirror(fresh, tree)
     stamp.write_text(wanted, encoding="utf-8")
@@ -127,7 +128,7 @@ def cache_dir() -> Path:
 
 
 def unpack(sdist: Path, destination: Path) -> None:
-    """Unpack the regular files of `sdist` that are in `KEPT`, without its top directory, into `destination`."""
+    """Unpack the files of `sdist` that are in `KEPT` into `destination`, without their top directory."""
     with tarfile.open(sdist) as archive:
         for member in archive:
             relative = PurePosixPath(*PurePosixPath(member.name).parts[1:])
@@ -139,36 +140,39 @@ def unpack(sdist: Path, destination: Path) -> None:
                 shutil.copyfileobj(source, file)
 
 
-def apply_series(pin: Pin, patches: Path, tree: Path) -> None:
-    """Apply every patch of the series in `patches` to the unpacked upstream in `tree`."""
-    for name in series.names(patches):
-        try:
-            series.git("apply", "--whitespace=nowarn", str((patches / name).resolve()), cwd=tree)
-        except series.GitError as error:
-            raise UpstreamError(
-                f"patches/{name} does not apply to {pin.requirement}: {error}. "
-                "The series and the pin in patches/upstream.toml must come from the same commit: restore patches/, "
-                "or refresh the patch with scripts/patches.py."
-            ) from None
+def apply_patch(pin: Pin, patch: Path, tree: Path) -> None:
+    """Apply one patch to the upstream files in `tree`; every line of context must be there."""
+    try:
+        series.git("apply", "--whitespace=nowarn", str(patch.resolve()), cwd=tree)
+    except series.GitError as error:
+        raise UpstreamError(
+            f"{patch.parent.name}/{patch.name} does not apply to {pin.requirement}: {error}. The patches and "
+            "patches/upstream.toml must come from one commit: restore them, or refresh the patch with "
+            "scripts/patches.py."
+        ) from None
 
 
 def _download(pin: Pin, target: Path) -> None:
-    """Let pip get the source distribution, with all of the user's pip configuration, and store it as `target`."""
+    """Let pip get the source distribution, as the user has configured it, and store it as `target`."""
     print(f"llama-tq: getting the source distribution of {pin.requirement} with pip.", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{pin.requirement} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--dest", scratch, "--requirement", str(requirements)]
         # With hashes required pip verifies the file before it runs any of its code.
-        command += ["--require-hashes", "--no-deps", "--no-build-isolation", "--no-binary", pin.name]
-        result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        options = ["--require-hashes", "--no-deps", "--no-build-isolation", f"--no-binary={pin.name}"]
+        result = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options, "-d", scratch, "-r", str(requirements)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         found = Path(scratch, pin.sdist_name)
         if result.returncode or not found.is_file():
             raise UpstreamError(
                 f"pip could not get the source distribution of {pin.requirement} (sha256 {pin.sha256}).\n"
                 f"{_complaint(result.stderr)}\n"
-                f"Check the network and pip's index settings, or download {pin.sdist_name} elsewhere and name it: "
+                "Check the network and pip's index settings, or download the file elsewhere and name it: "
                 f"{SDIST_VARIABLE}=/path/to/{pin.sdist_name}"
             )
         if (sha256 := _sha256(found)) != pin.sha256:
