@@ -1,0 +1,40 @@
+"""A skipped test is a failure on CI: there a tool or a tier that should have been tested was not.
+
+The one exception is hardware that cannot be installed; such a skip starts with `HARDWARE`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# tq_build does not ship. At the end of the path, because llama_tq must be the installed one.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "python"))
+
+HARDWARE = "this machine has no "
+
+
+def _fail_on_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not report.skipped or hasattr(report, "wasxfail") or os.environ.get("CI") != "true":
+        return
+    reason = report.longrepr[2].removeprefix("Skipped: ")
+    if not reason.startswith(HARDWARE):
+        report.outcome = "failed"
+        report.longrepr = f"skipped on CI: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    report = yield
+    _fail_on_ci(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    report = yield
+    _fail_on_ci(report)
+    return report
