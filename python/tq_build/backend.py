@@ -50,7 +50,7 @@ def _with_upstream(settings: Settings) -> dict[str, Any]:
     try:
         pin = upstream.read_pin()
         tree = upstream.prepare(pin)
-    except upstream.UpstreamError as error:
+    except (upstream.UpstreamError, OSError) as error:
         raise SystemExit(f"\nllama-tq: {error}\n") from None
     return {
         **(settings or {}),
