@@ -32,10 +32,17 @@ struct tq_type_info {
 };
 
 enum tq_isa {
-#define TQ_ISA(NAME, name) TQ_ISA_##NAME,
+#define TQ_ISA(NAME, name, architecture, BASE) TQ_ISA_##NAME,
 #include "cpu/isa.def"
 #undef TQ_ISA
     TQ_ISA_COUNT,
+};
+
+enum tq_op {
+#define TQ_OP(NAME, name) TQ_OP_##NAME,
+#include "cpu/op.def"
+#undef TQ_OP
+    TQ_OP_COUNT,
 };
 
 // NULL when out of range.
@@ -50,12 +57,20 @@ TQ_API void tq_dequantize_row(enum tq_type type, const void * x, float * y, int6
 TQ_API float tq_vec_dot(enum tq_type type, const void * x, const void * y_q8_0, int64_t n);
 
 TQ_API const char * tq_isa_name(int isa); // NULL when out of range
+TQ_API const char * tq_op_name(int op);   // NULL when out of range
+// Whether this build has the tier and this machine runs it.
 TQ_API bool tq_isa_supported(enum tq_isa isa);
+// The tier whose kernel works when `isa` is active: itself or one that it builds on; -1 where the build lacks the tier.
+TQ_API int tq_kernel_isa(enum tq_isa isa, enum tq_op op, enum tq_type type);
+
+// The tier in use: the best one, or the one that the environment variable LLAMA_TQ_ISA names.
 TQ_API enum tq_isa tq_isa_active(void);
-// Uses only this tier from now on, in the whole process; false, and no change, where the machine or the build lacks it.
+// Uses only this tier from now on, in the whole process; false, and no change, where it is not supported.
 TQ_API bool tq_force_isa(enum tq_isa isa);
-// Back to the best tier, or to the one that the environment variable LLAMA_TQ_ISA names.
+// Ends tq_force_isa.
 TQ_API void tq_reset_isa(void);
+// NULL, or why LLAMA_TQ_ISA cannot be followed. Programs refuse to start on it; the kernels then run the best tier.
+TQ_API const char * tq_isa_error(void);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train the codebooks and write the tables that C and Python share.
 
-usage: make_tables.py            retrain, write csrc/tq_tables.h and python/llama_tq/reference/tables.py
+usage: make_tables.py            retrain, write csrc/tq_tables.h, csrc/cpu/tq_bins.h and
+                                 python/llama_tq/reference/tables.py
        make_tables.py --check    retrain, fail if the committed files differ
 
 Training is Lloyd's algorithm (S. P. Lloyd, "Least squares quantization in PCM", 1982) around the encoder of
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT / "python"))
 
 TYPES_DEF = ROOT / "csrc/types.def"
 C_TABLES = ROOT / "csrc/tq_tables.h"
+C_BINS = ROOT / "csrc/cpu/tq_bins.h"
 PYTHON_TABLES = ROOT / "python/llama_tq/reference/tables.py"
 
 BLOCKS = 1 << 14
@@ -88,6 +90,49 @@ def c_tables(rows: list[dict], books: dict[str, np.ndarray]) -> str:
     return "\n".join(out[:-1]) + "\n"
 
 
+BINS_HEAD = """\
+// Written by scripts/make_tables.py: do not edit. What the SIMD encoders look up instead of searching a codebook.
+// The level nearest to +a or -a is one of two for all a in 8b..8b+7 (b = 15: in 120..255), because midpoints between
+// levels are at least 8 apart: [codebook][+a, -a][nearest to the bin's first a, to its last][b]. Levels for -a carry the
+// opposite sign, so that the distance is |a - entry| in every case. No entry is below -TQ_BIN_BIAS.
+#pragma once
+
+#define TQ_BIN_BIAS 32
+
+"""
+
+
+def bins(book: np.ndarray) -> np.ndarray:
+    """The table of ``BINS_HEAD`` for one codebook, int, shape ``(2, 2, 16)``; proves that it gives every distance."""
+    from llama_tq.reference import _codec as codec
+
+    book = book.astype(int)
+    a = np.arange(256)
+    last = np.r_[np.arange(7, 127, 8), 255]
+    table = np.empty((2, 2, 16), int)
+    for side, sign in enumerate((1, -1)):
+        level = sign * book[codec.nearest(sign * a, book)]
+        table[side] = level[0:128:8], level[last]
+        found = np.abs(a - table[side][:, np.minimum(a >> 3, 15)]).min(axis=0)
+        if np.any(found != np.abs(a - level)) or table[side].min() < -32:
+            sys.exit(f"codebook {book.tolist()} has midpoints closer than 8; the SIMD encoders cannot search it")
+    return table
+
+
+def c_bins(rows: list[dict], books: dict[str, np.ndarray]) -> str:
+    out = BINS_HEAD
+    for row in rows:
+        out += f"static const signed char tq_bins_{row['name']}[2][2][2][16] = {{\n"
+        for book in books[row["name"]]:
+            out += "    {\n"
+            for pair in bins(book):
+                lines = ["{" + ", ".join(f"{v:4d}" for v in entries) + "}" for entries in pair]
+                out += "        {" + ",\n         ".join(lines) + "},\n"
+            out += "    },\n"
+        out += "};\n\n"
+    return out[:-1]
+
+
 PYTHON_HEAD = '''\
 """Written by scripts/make_tables.py from csrc/types.def and its training run: do not edit."""
 
@@ -136,7 +181,8 @@ def main() -> int:
     rows = read_types_def()
     books = {row["name"]: train(row) for row in rows}
     stale = False
-    for path, text in ((C_TABLES, c_tables(rows, books)), (PYTHON_TABLES, python_tables(rows, books))):
+    outputs = ((C_TABLES, c_tables), (C_BINS, c_bins), (PYTHON_TABLES, python_tables))
+    for path, text in ((path, write(rows, books)) for path, write in outputs):
         if check and path.read_text() != text:
             print(f"{path.relative_to(ROOT)} is not what training writes; run scripts/make_tables.py", file=sys.stderr)
             stale = True

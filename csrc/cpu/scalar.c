@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "../tq_tables.h"
+#include "scale.h"
 #include "tq_kernels.h"
 
 struct spec {
@@ -18,22 +19,6 @@ static const struct spec specs[TQ_TYPE_COUNT] = {
 #include "../types.def"
 #undef TQ_TYPE
 };
-
-static float scale_of(int code) {
-    const uint32_t bits = (uint32_t) (code + TQ_CODE_BIAS) << 20;
-    float scale;
-    memcpy(&scale, &bits, sizeof(scale));
-    return scale;
-}
-
-static void decode_scales(unsigned word, float scale[2]) {
-    const int e = (int) (word >> 10 & 31);
-    for (int k = 0; k < 2; k++) {
-        const unsigned field = word >> 5 * k;
-        const float magnitude = scale_of(8 * (e + (int) (field >> 3 & 1)) + (int) (field & 7));
-        scale[k] = e == 0 ? 0.0f : field & 16 ? -magnitude : magnitude;
-    }
-}
 
 static unsigned load_index(int bits, const uint8_t * body, int v) {
     if (bits == 4) {
@@ -71,7 +56,7 @@ static int nearest(const struct spec * s, const int8_t * book, int steps, int v)
 }
 
 static void try_code(const struct spec * s, const int8_t * book, const float * x, int code, struct choice * best) {
-    const float scale = scale_of(code);
+    const float scale = tq_scale_of(code);
     const float inverse = 1.0f / scale;
     for (int negative = 0; negative < 2; negative++) {
         int error = 0;
@@ -145,7 +130,7 @@ static void quantize_block(const struct spec * s, const float * input, uint8_t *
     for (int k = 0; k < 2; k++) {
         const unsigned code = (unsigned) best[k].code;
         word |= ((code & 7) | ((code >> 3) - exponent) << 3 | (unsigned) best[k].negative << 4) << 5 * k;
-        const float inverse = (float) TQ_FINE * (1.0f / scale_of(best[k].code));
+        const float inverse = (float) TQ_FINE * (1.0f / tq_scale_of(best[k].code));
         for (int i = TQ_SUB_BLOCK * k; i < TQ_SUB_BLOCK * (k + 1); i++) {
             const int t = (int) rintf(x[i] * inverse);
             const int v = best[k].negative ? -t : t;
@@ -165,10 +150,9 @@ static void quantize(enum tq_type type, const float * x, uint8_t * y, size_t byt
 // --- decoder ---
 
 static void decode_block(const struct spec * s, const uint8_t * x, float scale[2], int8_t levels[TQ_BLOCK]) {
-    const unsigned word = x[0] | (unsigned) x[1] << 8;
-    decode_scales(word, scale);
+    tq_decode_scales(x, scale);
     for (int v = 0; v < TQ_BLOCK; v++) {
-        levels[v] = s->codebook[word >> 15][load_index(s->bits, x + 2, v)];
+        levels[v] = s->codebook[x[1] >> 7][load_index(s->bits, x + 2, v)];
     }
 }
 

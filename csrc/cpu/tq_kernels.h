@@ -1,19 +1,40 @@
-// What a tier provides: one table of functions, indexed by type.
+// What a tier provides: one table of functions, indexed by type. A missing one is the base tier's (isa.def).
 #pragma once
 
 #include "../tq.h"
 #include "../tq_blocks.h"
+
+#if defined(_MSC_VER)
+#    define TQ_INLINE static __forceinline
+#else
+#    define TQ_INLINE static inline __attribute__((always_inline))
+#endif
 
 typedef void (*tq_quantize_fn)(const float * x, void * y, int64_t n);
 typedef void (*tq_dequantize_fn)(const void * x, float * y, int64_t n);
 typedef float (*tq_vec_dot_fn)(const void * x, const void * y_q8_0, int64_t n);
 
 struct tq_kernels {
-    tq_quantize_fn quantize[TQ_TYPE_COUNT];
-    tq_dequantize_fn dequantize[TQ_TYPE_COUNT];
-    tq_vec_dot_fn vec_dot[TQ_TYPE_COUNT];
+#define TQ_OP(NAME, name) tq_##name##_fn name[TQ_TYPE_COUNT];
+#include "op.def"
+#undef TQ_OP
 };
 
-#define TQ_ISA(NAME, name) extern const struct tq_kernels tq_kernels_##name;
+// Tables exist for the tiers of this architecture only; TQ_IF_<architecture>(x) is x there and nothing elsewhere.
+#define TQ_IF_any(...) __VA_ARGS__
+#if defined(__x86_64__) || defined(_M_X64)
+#    define TQ_IF_x86_64(...) __VA_ARGS__
+#else
+#    define TQ_IF_x86_64(...)
+#endif
+#if defined(__aarch64__) || defined(_M_ARM64)
+#    define TQ_IF_aarch64(...) __VA_ARGS__
+#else
+#    define TQ_IF_aarch64(...)
+#endif
+
+// Whether the CPU and the operating system run a tier.
+#define TQ_ISA(NAME, name, architecture, BASE) \
+    TQ_IF_##architecture(extern const struct tq_kernels tq_kernels_##name; bool tq_detect_##name(void);)
 #include "isa.def"
 #undef TQ_ISA
