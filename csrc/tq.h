@@ -1,4 +1,4 @@
-// Public C interface of the TQ types. Thread safe except tq_force_isa.
+// Public C interface of the TQ types. Thread safe; tq_force_isa and tq_reset_isa are for the whole process.
 #pragma once
 
 #include <stdbool.h>
@@ -55,6 +55,9 @@ TQ_API void tq_quantize_row(enum tq_type type, const float * x, void * y, int64_
 TQ_API void tq_dequantize_row(enum tq_type type, const void * x, float * y, int64_t n);
 // Dot product of a TQ row with a q8_0 row.
 TQ_API float tq_vec_dot(enum tq_type type, const void * x, const void * y_q8_0, int64_t n);
+
+// The q8_0 row that ggml makes of n finite values, a multiple of 32, below 127 * 65520 in magnitude.
+TQ_API void tq_quantize_row_q8_0(const float * x, void * y, int64_t n);
 
 TQ_API const char * tq_isa_name(int isa); // NULL when out of range
 TQ_API const char * tq_op_name(int op);   // NULL when out of range

@@ -1,30 +1,19 @@
 // AVX2 with FMA and F16C.
 //
-// Quantise: an AVX2 register holds, as bytes, the magnitudes |t| of 32 values under one candidate scale per sub-block; each
-// 128-bit lane has 8 values of sub-block 0, then 8 of sub-block 1. Two byte shuffles give the two levels that can be
-// nearest (tq_bins.h), for +|t| and for -|t|; the sign of t says which belongs to the positive scale and which to the
-// negative one, so both signs cost one search. Prices stand in float lanes [codebook][sign][sub-block]: eight running
-// minima, and no branch until a scale cannot be written (FORMAT.md 4.3, rare).
+// Quantise: an AVX2 register holds, as bytes, the magnitudes |t| of 32 values under one candidate scale per sub-block;
+// each 128-bit lane has 8 values of sub-block 0, then 8 of sub-block 1. Two byte shuffles give the two levels that can
+// be nearest (tq_bins.h), for +|t| and for -|t|; the sign of t says which belongs to the positive scale and which to
+// the negative one, so both signs cost one search. Prices stand in float lanes [codebook][sign][sub-block]: eight
+// running minima, and no branch until a scale cannot be written (FORMAT.md 4.3, rare).
 //
-// Dequantise and dot: x86.h gives 32 levels as bytes. In 256-bit integer sums lanes 0-3 belong to sub-block 0 and lanes 4-7
-// to sub-block 1, so one multiply applies both scales.
+// Dequantise and dot: x86.h gives 32 levels as bytes. In 256-bit integer sums lanes 0-3 belong to sub-block 0 and lanes
+// 4-7 to sub-block 1, so one multiply applies both scales.
 #include <math.h>
 
-#include "tq_bins.h"
-#include "tq_kernels.h"
+#include "spec.h"
 #include "x86.h"
 
 // --- quantise ---
-
-// What the encoder knows of a type. A constant wherever it is used, so that it leaves no trace in the code.
-struct spec {
-    int levels;
-    float start;
-    int count;
-    bool wide;                  // a distance to the nearest level may exceed 127
-    const int8_t * codebook[2]; // [levels]
-    const int8_t * bins;        // [2][4][16], see tq_bins.h
-};
 
 // Codebooks and bins of a type in registers.
 struct tables {
@@ -36,14 +25,14 @@ static inline __m256i broadcast16(const int8_t * p) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) p));
 }
 
-static inline void load_tables(struct tables * t, struct spec s) {
+static inline void load_tables(struct tables * t, const struct tq_spec * s) {
     for (int c = 0; c < 2; c++) {
         for (int i = 0; i < 4; i++) {
-            const __m256i bias = _mm256_set1_epi8(s.wide ? TQ_BIN_BIAS : 0);
-            t->bins[c][i] = _mm256_add_epi8(broadcast16(s.bins + 64 * c + 16 * i), bias);
+            const __m256i bias = _mm256_set1_epi8(tq_is_wide(s) ? TQ_BIN_BIAS : 0);
+            t->bins[c][i] = _mm256_add_epi8(broadcast16(s->bins[c][i]), bias);
         }
-        for (int j = 0; j + 1 < s.levels; j++) {
-            const int cut = TQ_FINE / 2 * (s.codebook[c][j] + s.codebook[c][j + 1]) - 1;
+        for (int j = 0; j + 1 < 1 << s->bits; j++) {
+            const int cut = TQ_FINE / 2 * (s->codebook[c][j] + s->codebook[c][j + 1]) - 1;
             t->cut[c][j] = cut * 65536 + (cut & 65535);
         }
     }
@@ -92,8 +81,8 @@ static inline __m256 prices(const __m256 x[4], __m256i code, const struct tables
                                           _mm256_cvtps_epi32(_mm256_mul_ps(x[3], inverse1)));
     const __m256i negative = _mm256_packs_epi16(t0, t1);
     __m256i a = _mm256_packus_epi16(_mm256_abs_epi16(t0), _mm256_abs_epi16(t1));
-    const __m256i bin = _mm256_and_si256(_mm256_srli_epi16(_mm256_min_epu8(a, _mm256_set1_epi8(127)), 3),
-                                         _mm256_set1_epi8(15));
+    const __m256i bin =
+        _mm256_and_si256(_mm256_srli_epi16(_mm256_min_epu8(a, _mm256_set1_epi8(127)), 3), _mm256_set1_epi8(15));
     a = _mm256_add_epi8(a, _mm256_set1_epi8(wide ? TQ_BIN_BIAS : 0));
 
     __m256i sum[2];
@@ -119,7 +108,8 @@ static inline __m256 largest(const __m256 x[4]) {
 }
 
 // FORMAT.md 4.4: the index of value v in byte v.
-static inline __m256i assign(const __m256 x[4], const int code[2], const unsigned negative[2], const int * cut, int levels) {
+static inline __m256i assign(const __m256 x[4], const int code[2], const unsigned negative[2], const int * cut,
+                             int levels) {
     __m256i index[2];
     for (int k = 0; k < 2; k++) {
         const float inverse = (float) TQ_FINE * (1.0f / tq_scale_of(code[k]));
@@ -180,7 +170,8 @@ static inline int make_writable(struct winners * w, int c, const __m256 x[4], co
 }
 
 // FORMAT.md 4.1 to 4.4: the scale word, and the index of value v in byte v. False for a block of zeros.
-TQ_INLINE bool encode(const float * input, const struct tables * tables, struct spec s, uint8_t word[2], __m256i * index) {
+TQ_INLINE bool encode(const float * input, const struct tables * tables, const struct tq_spec * s, uint8_t word[2],
+                      __m256i * index) {
     const __m256 limit = _mm256_set1_ps(TQ_MAGNITUDE_MAX);
     __m256 x[4];
     for (int i = 0; i < 4; i++) {
@@ -193,14 +184,14 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, struct 
         return false;
     }
 
-    const __m256i anchor = _mm256_castps_si256(_mm256_mul_ps(amax, _mm256_set1_ps(s.start)));
+    const __m256i anchor = _mm256_castps_si256(_mm256_mul_ps(amax, _mm256_set1_ps(s->start)));
     const __m256i first = _mm256_sub_epi32(_mm256_srai_epi32(anchor, 20), _mm256_set1_epi32(TQ_CODE_BIAS));
     struct best best = {_mm256_set1_ps(INFINITY), _mm256_setzero_si256()};
-    for (int k = 0; k < s.count; k++) {
+    for (int k = 0; k < s->count; k++) {
         __m256i code = _mm256_add_epi32(first, _mm256_set1_epi32(k));
         code = _mm256_max_epi32(code, _mm256_set1_epi32(TQ_CODE_MIN));
         code = _mm256_min_epi32(code, _mm256_set1_epi32(TQ_CODE_MAX));
-        const __m256 price = prices(x, code, tables, s.wide);
+        const __m256 price = prices(x, code, tables, tq_is_wide(s));
         const __m256 better = _mm256_cmp_ps(price, best.price, _CMP_LT_OQ);
         best.price = _mm256_min_ps(price, best.price);
         best.code = _mm256_blendv_epi8(best.code, code, _mm256_castps_si256(better));
@@ -208,7 +199,7 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, struct 
 
     struct winners w;
     merge_signs(&w, best);
-    const int e[2] = {make_writable(&w, 0, x, tables, s.wide), make_writable(&w, 1, x, tables, s.wide)};
+    const int e[2] = {make_writable(&w, 0, x, tables, tq_is_wide(s)), make_writable(&w, 1, x, tables, tq_is_wide(s))};
     const int c = w.price[4] + w.price[5] < w.price[0] + w.price[1];
     const int * code = w.code + 4 * c;
     const unsigned negative[2] = {w.negative >> 4 * c & 1, w.negative >> (4 * c + 1) & 1};
@@ -219,25 +210,24 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, struct 
     }
     word[0] = (uint8_t) bits;
     word[1] = (uint8_t) (bits >> 8);
-    *index = assign(x, code, negative, tables->cut[c], s.levels);
+    *index = assign(x, code, negative, tables->cut[c], 1 << s->bits);
     return true;
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                      \
-    static void quantize_##name(const float * x, void * y, int64_t n) {                                         \
-        const struct spec s = {1 << bits, start / 16384.0f, count, bits == 2,                                   \
-                               {tq_codebook_##name[0], tq_codebook_##name[1]}, tq_bins_##name[0][0][0]};        \
-        struct tables tables;                                                                                   \
-        load_tables(&tables, s);                                                                                \
-        tq_block_##name * block = y;                                                                            \
-        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {                                                    \
-            __m256i index;                                                                                      \
-            if (encode(x + i, &tables, s, block->scale, &index)) {                                              \
-                tq_store_##name(block, index);                                                                  \
-            } else {                                                                                            \
-                memset(block, 0, sizeof(*block));                                                               \
-            }                                                                                                   \
-        }                                                                                                       \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)              \
+    static void quantize_##name(const float * x, void * y, int64_t n) { \
+        const struct tq_spec * s = &tq_specs[TQ_TYPE_##NAME];           \
+        struct tables tables;                                           \
+        load_tables(&tables, s);                                        \
+        tq_block_##name * block = y;                                    \
+        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {            \
+            __m256i index;                                              \
+            if (encode(x + i, &tables, s, block->scale, &index)) {      \
+                tq_store_##name(block, index);                          \
+            } else {                                                    \
+                memset(block, 0, sizeof(*block));                       \
+            }                                                           \
+        }                                                               \
     }
 #include "../types.def"
 #undef TQ_TYPE
@@ -259,12 +249,12 @@ static inline void store32(float * y, __m256i levels, const uint8_t word[2]) {
     store8(y + 24, _mm_unpackhi_epi64(half1, half1), scale1);
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                   \
-    static void dequantize_##name(const void * x, float * y, int64_t n) {    \
-        const tq_block_##name * block = x;                                   \
-        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {                 \
-            store32(y + i, tq_levels_##name(block), block->scale);           \
-        }                                                                    \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                \
+    static void dequantize_##name(const void * x, float * y, int64_t n) { \
+        const tq_block_##name * block = x;                                \
+        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {              \
+            store32(y + i, tq_levels_##name(block), block->scale);        \
+        }                                                                 \
     }
 #include "../types.def"
 #undef TQ_TYPE
@@ -272,48 +262,12 @@ static inline void store32(float * y, __m256i levels, const uint8_t word[2]) {
 // --- dot product with q8_0 ---
 
 // |q| * (level with the sign of q): exact, since no level is -128 and two products stay below 2^15.
-static inline __m256 dot_block(__m256i levels, const tq_block_q8_0 * y, __m256 scale, __m256 sum) {
-    const __m256i q = _mm256_loadu_si256((const __m256i *) y->qs);
+static inline __m256i dot_quads(__m256i levels, __m256i q) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(levels, q));
-    const __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads), scale, sum);
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                      \
-    static float vec_dot_##name(const void * vx, const void * vy, int64_t n) {                                  \
-        const tq_block_##name * x = vx;                                                                         \
-        const tq_block_q8_0 * y = vy;                                                                           \
-        __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();                                          \
-        int64_t i = n / TQ_BLOCK;                                                                               \
-        for (; i >= 4; i -= 4, x += 4, y += 4) {                                                                \
-            const __m256 scale = tq_dot_scales(x->scale, bytes, y);                                             \
-            sum0 = dot_block(tq_levels_##name(x), y, _mm256_permute_ps(scale, 0x00), sum0);                     \
-            sum1 = dot_block(tq_levels_##name(x + 1), y + 1, _mm256_permute_ps(scale, 0x55), sum1);             \
-            sum0 = dot_block(tq_levels_##name(x + 2), y + 2, _mm256_permute_ps(scale, 0xAA), sum0);             \
-            sum1 = dot_block(tq_levels_##name(x + 3), y + 3, _mm256_permute_ps(scale, 0xFF), sum1);             \
-        }                                                                                                       \
-        for (; i > 0; i--, x++, y++) {                                                                          \
-            sum0 = dot_block(tq_levels_##name(x), y, tq_dot_scale(x->scale, y), sum0);                          \
-        }                                                                                                       \
-        return tq_sum8(_mm256_add_ps(sum0, sum1));                                                              \
-    }
-#include "../types.def"
-#undef TQ_TYPE
+#include "x86_dot.h"
 
-const struct tq_kernels tq_kernels_avx2 = {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) quantize_##name,
-    .quantize = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) dequantize_##name,
-    .dequantize = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) vec_dot_##name,
-    .vec_dot = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-};
+#define TIER avx2
+#include "tier.inc"

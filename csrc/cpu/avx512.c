@@ -1,29 +1,19 @@
 // AVX-512 (F, BW, VL, DQ) with VNNI.
 //
 // Quantise: as in avx2.c with twice the candidates in a register. Each 128-bit lane has, as bytes, 4 values of each:
-// sub-block 0 and 1 under one candidate, sub-block 0 and 1 under the next. A VNNI dot product of distances with themselves
-// then sums what belongs together and nothing else. Prices stand in float lanes [codebook][sign][candidate][sub-block].
+// sub-block 0 and 1 under one candidate, sub-block 0 and 1 under the next. A VNNI dot product of distances with
+// themselves then sums what belongs together and nothing else. Prices stand in float lanes
+// [codebook][sign][candidate][sub-block].
 //
 // Dequantise: 16 indices in 32-bit lanes pick from 16 floats that are already multiplied by the scale; no conversion.
 //
 // Dot: VNNI wants one unsigned factor. Levels + 128 are, and what the 128 adds is a second dot product, of 128 with q.
 #include <math.h>
 
-#include "tq_bins.h"
-#include "tq_kernels.h"
+#include "spec.h"
 #include "x86.h"
 
 // --- quantise ---
-
-// What the encoder knows of a type. A constant wherever it is used, so that it leaves no trace in the code.
-struct spec {
-    int levels;
-    float start;
-    int count;
-    bool wide;                  // a distance to the nearest level may exceed 127
-    const int8_t * codebook[2]; // [levels]
-    const int8_t * bins;        // [2][4][16], see tq_bins.h
-};
 
 // Codebooks and bins of a type in registers.
 struct tables {
@@ -31,15 +21,15 @@ struct tables {
     int16_t cut[2][15]; // FORMAT.md 4.4
 };
 
-static inline void load_tables(struct tables * t, struct spec s) {
-    const __m512i bias = _mm512_set1_epi8(s.wide ? TQ_BIN_BIAS : 0);
+static inline void load_tables(struct tables * t, const struct tq_spec * s) {
+    const __m512i bias = _mm512_set1_epi8(tq_is_wide(s) ? TQ_BIN_BIAS : 0);
     for (int c = 0; c < 2; c++) {
         for (int i = 0; i < 4; i++) {
-            const __m128i bin = _mm_loadu_si128((const __m128i *) (s.bins + 64 * c + 16 * i));
+            const __m128i bin = _mm_loadu_si128((const __m128i *) s->bins[c][i]);
             t->bins[c][i] = _mm512_add_epi8(_mm512_broadcast_i32x4(bin), bias);
         }
-        for (int j = 0; j + 1 < s.levels; j++) {
-            t->cut[c][j] = (int16_t) (TQ_FINE / 2 * (s.codebook[c][j] + s.codebook[c][j + 1]));
+        for (int j = 0; j + 1 < 1 << s->bits; j++) {
+            t->cut[c][j] = (int16_t) (TQ_FINE / 2 * (s->codebook[c][j] + s->codebook[c][j + 1]));
         }
     }
 }
@@ -86,8 +76,8 @@ static inline __m512 prices(const __m512 x[2], __m512i code, const struct tables
                                           to_integers(x[1], _mm512_permute_ps(inverse, 0xFF)));
     const __mmask64 negative = _mm512_movepi8_mask(_mm512_packs_epi16(t0, t1));
     __m512i a = _mm512_packus_epi16(_mm512_abs_epi16(t0), _mm512_abs_epi16(t1));
-    const __m512i bin = _mm512_and_si512(_mm512_srli_epi16(_mm512_min_epu8(a, _mm512_set1_epi8(127)), 3),
-                                         _mm512_set1_epi8(15));
+    const __m512i bin =
+        _mm512_and_si512(_mm512_srli_epi16(_mm512_min_epu8(a, _mm512_set1_epi8(127)), 3), _mm512_set1_epi8(15));
     a = _mm512_add_epi8(a, _mm512_set1_epi8(wide ? TQ_BIN_BIAS : 0));
 
     __m512i sum[2];
@@ -109,8 +99,8 @@ struct best {
 // Takes over what is cheaper, or as cheap at an earlier code.
 static inline __mmask16 improve(struct best * best, __m512 price, __m512i code) {
     const __mmask16 tie = _mm512_cmp_ps_mask(price, best->price, _CMP_EQ_OQ);
-    const __mmask16 better = _mm512_cmp_ps_mask(price, best->price, _CMP_LT_OQ) |
-                             _mm512_mask_cmplt_epi32_mask(tie, code, best->code);
+    const __mmask16 better =
+        _mm512_cmp_ps_mask(price, best->price, _CMP_LT_OQ) | _mm512_mask_cmplt_epi32_mask(tie, code, best->code);
     best->price = _mm512_mask_mov_ps(best->price, better, price);
     best->code = _mm512_mask_mov_epi32(best->code, better, code);
     return better;
@@ -161,7 +151,8 @@ static inline __m512 largest(const __m512 x[2]) {
 }
 
 // FORMAT.md 4.4: the index of value v in byte v.
-static inline __m256i assign(const __m512 x[2], const int code[2], const unsigned negative[2], const int16_t * cut, int levels) {
+static inline __m256i assign(const __m512 x[2], const int code[2], const unsigned negative[2], const int16_t * cut,
+                             int levels) {
     __m512i t[2];
     for (int k = 0; k < 2; k++) {
         const float inverse = (float) TQ_FINE * (1.0f / tq_scale_of(code[k]));
@@ -177,7 +168,8 @@ static inline __m256i assign(const __m512 x[2], const int code[2], const unsigne
 }
 
 // FORMAT.md 4.1 to 4.4: the scale word, and the index of value v in byte v. False for a block of zeros.
-TQ_INLINE bool encode(const float * input, const struct tables * tables, struct spec s, uint8_t word[2], __m256i * index) {
+TQ_INLINE bool encode(const float * input, const struct tables * tables, const struct tq_spec * s, uint8_t word[2],
+                      __m256i * index) {
     const __m512 limit = _mm512_set1_ps(TQ_MAGNITUDE_MAX);
     __m512 x[2];
     for (int i = 0; i < 2; i++) {
@@ -190,17 +182,17 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, struct 
         return false;
     }
 
-    const __m512i anchor = _mm512_castps_si512(_mm512_mul_ps(amax, _mm512_set1_ps(s.start)));
+    const __m512i anchor = _mm512_castps_si512(_mm512_mul_ps(amax, _mm512_set1_ps(s->start)));
     const __m512i second = _mm512_setr_epi32(0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1);
-    const __m512i first = _mm512_add_epi32(_mm512_sub_epi32(_mm512_srai_epi32(anchor, 20), _mm512_set1_epi32(TQ_CODE_BIAS)),
-                                           second);
+    const __m512i first =
+        _mm512_add_epi32(_mm512_sub_epi32(_mm512_srai_epi32(anchor, 20), _mm512_set1_epi32(TQ_CODE_BIAS)), second);
     struct best best = {_mm512_set1_ps(INFINITY), _mm512_setzero_si512()};
-    for (int k = 0; k < s.count; k += 2) {
+    for (int k = 0; k < s->count; k += 2) {
         __m512i code = _mm512_add_epi32(first, _mm512_set1_epi32(k));
         code = _mm512_max_epi32(code, _mm512_set1_epi32(TQ_CODE_MIN));
         code = _mm512_min_epi32(code, _mm512_set1_epi32(TQ_CODE_MAX));
-        __m512 price = prices(x, code, tables, s.wide);
-        if (k + 1 == s.count) { // an odd count leaves half of the last register without a candidate
+        __m512 price = prices(x, code, tables, tq_is_wide(s));
+        if (k + 1 == s->count) { // an odd count leaves half of the last register without a candidate
             price = _mm512_mask_mov_ps(price, 0xCCCC, _mm512_set1_ps(INFINITY));
         }
         const __mmask16 better = _mm512_cmp_ps_mask(price, best.price, _CMP_LT_OQ);
@@ -210,7 +202,7 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, struct 
 
     struct winners w;
     merge(&w, best);
-    const int e[2] = {make_writable(&w, 0, x, tables, s.wide), make_writable(&w, 1, x, tables, s.wide)};
+    const int e[2] = {make_writable(&w, 0, x, tables, tq_is_wide(s)), make_writable(&w, 1, x, tables, tq_is_wide(s))};
     const int c = w.price[8] + w.price[9] < w.price[0] + w.price[1];
     const int * code = w.code + 8 * c;
     const unsigned negative[2] = {w.negative >> 8 * c & 1, w.negative >> (8 * c + 1) & 1};
@@ -221,25 +213,24 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, struct 
     }
     word[0] = (uint8_t) bits;
     word[1] = (uint8_t) (bits >> 8);
-    *index = assign(x, code, negative, tables->cut[c], s.levels);
+    *index = assign(x, code, negative, tables->cut[c], 1 << s->bits);
     return true;
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                      \
-    static void quantize_##name(const float * x, void * y, int64_t n) {                                         \
-        const struct spec s = {1 << bits, start / 16384.0f, count, bits == 2,                                   \
-                               {tq_codebook_##name[0], tq_codebook_##name[1]}, tq_bins_##name[0][0][0]};        \
-        struct tables tables;                                                                                   \
-        load_tables(&tables, s);                                                                                \
-        tq_block_##name * block = y;                                                                            \
-        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {                                                    \
-            __m256i index;                                                                                      \
-            if (encode(x + i, &tables, s, block->scale, &index)) {                                              \
-                tq_store_##name(block, index);                                                                  \
-            } else {                                                                                            \
-                memset(block, 0, sizeof(*block));                                                               \
-            }                                                                                                   \
-        }                                                                                                       \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)              \
+    static void quantize_##name(const float * x, void * y, int64_t n) { \
+        const struct tq_spec * s = &tq_specs[TQ_TYPE_##NAME];           \
+        struct tables tables;                                           \
+        load_tables(&tables, s);                                        \
+        tq_block_##name * block = y;                                    \
+        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {            \
+            __m256i index;                                              \
+            if (encode(x + i, &tables, s, block->scale, &index)) {      \
+                tq_store_##name(block, index);                          \
+            } else {                                                    \
+                memset(block, 0, sizeof(*block));                       \
+            }                                                           \
+        }                                                               \
     }
 #include "../types.def"
 #undef TQ_TYPE
@@ -279,70 +270,34 @@ static inline __m128i book_tq2_1(int c) {
     return _mm_set1_epi32(tq_load_i32(tq_codebook_tq2_1[c]));
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                      \
-    static void dequantize_##name(const void * x, float * y, int64_t n) {                                       \
-        const tq_block_##name * block = x;                                                                      \
-        __m512 book[2];                                                                                         \
-        for (int c = 0; c < 2; c++) {                                                                           \
-            book[c] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(book_##name(c)));                                 \
-        }                                                                                                       \
-        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {                                                    \
-            float scale[2];                                                                                     \
-            tq_decode_scales(block->scale, scale);                                                              \
-            for (int k = 0; k < 2; k++) {                                                                       \
-                const __m512 values = _mm512_mul_ps(book[block->scale[1] >> 7], _mm512_set1_ps(scale[k]));      \
-                _mm512_storeu_ps(y + i + 16 * k, _mm512_permutexvar_ps(indices_##name(block, k), values));      \
-            }                                                                                                   \
-        }                                                                                                       \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                 \
+    static void dequantize_##name(const void * x, float * y, int64_t n) {                                  \
+        const tq_block_##name * block = x;                                                                 \
+        __m512 book[2];                                                                                    \
+        for (int c = 0; c < 2; c++) {                                                                      \
+            book[c] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(book_##name(c)));                            \
+        }                                                                                                  \
+        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {                                               \
+            float scale[2];                                                                                \
+            tq_decode_scales(block->scale, scale);                                                         \
+            for (int k = 0; k < 2; k++) {                                                                  \
+                const __m512 values = _mm512_mul_ps(book[block->scale[1] >> 7], _mm512_set1_ps(scale[k])); \
+                _mm512_storeu_ps(y + i + 16 * k, _mm512_permutexvar_ps(indices_##name(block, k), values)); \
+            }                                                                                              \
+        }                                                                                                  \
     }
 #include "../types.def"
 #undef TQ_TYPE
 
 // --- dot product with q8_0 ---
 
-static inline __m256 dot_block(__m256i levels, const tq_block_q8_0 * y, __m256 scale, __m256 sum) {
-    const __m256i q = _mm256_loadu_si256((const __m256i *) y->qs);
+static inline __m256i dot_quads(__m256i levels, __m256i q) {
     const __m256i bias = _mm256_set1_epi8(-128), zero = _mm256_setzero_si256();
-    const __m256i dot = _mm256_sub_epi32(_mm256_dpbusd_epi32(zero, _mm256_xor_si256(levels, bias), q),
-                                         _mm256_dpbusd_epi32(zero, bias, q));
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, sum);
+    return _mm256_sub_epi32(_mm256_dpbusd_epi32(zero, _mm256_xor_si256(levels, bias), q),
+                            _mm256_dpbusd_epi32(zero, bias, q));
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                      \
-    static float vec_dot_##name(const void * vx, const void * vy, int64_t n) {                                  \
-        const tq_block_##name * x = vx;                                                                         \
-        const tq_block_q8_0 * y = vy;                                                                           \
-        __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();                                          \
-        int64_t i = n / TQ_BLOCK;                                                                               \
-        for (; i >= 4; i -= 4, x += 4, y += 4) {                                                                \
-            const __m256 scale = tq_dot_scales(x->scale, bytes, y);                                             \
-            sum0 = dot_block(tq_levels_##name(x), y, _mm256_permute_ps(scale, 0x00), sum0);                     \
-            sum1 = dot_block(tq_levels_##name(x + 1), y + 1, _mm256_permute_ps(scale, 0x55), sum1);             \
-            sum0 = dot_block(tq_levels_##name(x + 2), y + 2, _mm256_permute_ps(scale, 0xAA), sum0);             \
-            sum1 = dot_block(tq_levels_##name(x + 3), y + 3, _mm256_permute_ps(scale, 0xFF), sum1);             \
-        }                                                                                                       \
-        for (; i > 0; i--, x++, y++) {                                                                          \
-            sum0 = dot_block(tq_levels_##name(x), y, tq_dot_scale(x->scale, y), sum0);                          \
-        }                                                                                                       \
-        return tq_sum8(_mm256_add_ps(sum0, sum1));                                                              \
-    }
-#include "../types.def"
-#undef TQ_TYPE
+#include "x86_dot.h"
 
-const struct tq_kernels tq_kernels_avx512 = {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) quantize_##name,
-    .quantize = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) dequantize_##name,
-    .dequantize = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) vec_dot_##name,
-    .vec_dot = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-};
+#define TIER avx512
+#include "tier.inc"

@@ -37,7 +37,9 @@ static const struct {
     bool (*detect)(void);
 } tiers[TQ_ISA_COUNT] = {
 #define TQ_ISA(NAME, name, architecture, BASE) \
-    {.label = #name, .base = TQ_ISA_##BASE, TQ_IF_##architecture(.kernels = &tq_kernels_##name, .detect = tq_detect_##name)},
+    {.label = #name,                           \
+     .base = TQ_ISA_##BASE,                    \
+     TQ_IF_##architecture(.kernels = &tq_kernels_##name, .detect = tq_detect_##name)},
 #include "isa.def"
 #undef TQ_ISA
 };
@@ -61,12 +63,12 @@ bool tq_isa_supported(enum tq_isa isa) {
 }
 
 // The first tier from `isa` down its bases that has the operation. Scalar has all.
-#define TQ_OP(NAME, name)                                                  \
+#define TQ_OP(NAME, name)                                                 \
     static enum tq_isa owner_##name(enum tq_isa isa, enum tq_type type) { \
-        while (!tiers[isa].kernels->name[type]) {                          \
-            isa = tiers[isa].base;                                         \
-        }                                                                  \
-        return isa;                                                        \
+        while (!tiers[isa].kernels->name[type]) {                         \
+            isa = tiers[isa].base;                                        \
+        }                                                                 \
+        return isa;                                                       \
     }
 #include "op.def"
 #undef TQ_OP

@@ -2,23 +2,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "../tq_tables.h"
+#include "half.h"
 #include "scale.h"
-#include "tq_kernels.h"
-
-struct spec {
-    int bits;
-    float start;
-    int count;
-    const int8_t * codebook[2];
-};
-
-static const struct spec specs[TQ_TYPE_COUNT] = {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
-    {bits, start / 16384.0f, count, {tq_codebook_##name[0], tq_codebook_##name[1]}},
-#include "../types.def"
-#undef TQ_TYPE
-};
+#include "spec.h"
 
 static unsigned load_index(int bits, const uint8_t * body, int v) {
     if (bits == 4) {
@@ -47,7 +33,7 @@ struct choice {
     float price;
 };
 
-static int nearest(const struct spec * s, const int8_t * book, int steps, int v) {
+static int nearest(const struct tq_spec * s, const int8_t * book, int steps, int v) {
     int index = 0;
     for (int j = 0; j + 1 < 1 << s->bits; j++) {
         index += steps * (book[j] + book[j + 1]) <= 2 * v;
@@ -55,7 +41,7 @@ static int nearest(const struct spec * s, const int8_t * book, int steps, int v)
     return index;
 }
 
-static void try_code(const struct spec * s, const int8_t * book, const float * x, int code, struct choice * best) {
+static void try_code(const struct tq_spec * s, const int8_t * book, const float * x, int code, struct choice * best) {
     const float scale = tq_scale_of(code);
     const float inverse = 1.0f / scale;
     for (int negative = 0; negative < 2; negative++) {
@@ -73,7 +59,7 @@ static void try_code(const struct spec * s, const int8_t * book, const float * x
     }
 }
 
-static struct choice search(const struct spec * s, const int8_t * book, const float * x, float amax) {
+static struct choice search(const struct tq_spec * s, const int8_t * book, const float * x, float amax) {
     const float anchor = amax * s->start;
     int32_t bits;
     memcpy(&bits, &anchor, sizeof(bits));
@@ -86,7 +72,7 @@ static struct choice search(const struct spec * s, const int8_t * book, const fl
     return best;
 }
 
-static void quantize_block(const struct spec * s, const float * input, uint8_t * y, size_t bytes) {
+static void quantize_block(const struct tq_spec * s, const float * input, uint8_t * y, size_t bytes) {
     float x[TQ_BLOCK];
     float amax[2] = {0.0f, 0.0f};
     for (int i = 0; i < TQ_BLOCK; i++) {
@@ -143,13 +129,13 @@ static void quantize_block(const struct spec * s, const float * input, uint8_t *
 
 static void quantize(enum tq_type type, const float * x, uint8_t * y, size_t bytes, int64_t n) {
     for (int64_t b = 0; b < n / TQ_BLOCK; b++) {
-        quantize_block(&specs[type], x + b * TQ_BLOCK, y + (size_t) b * bytes, bytes);
+        quantize_block(&tq_specs[type], x + b * TQ_BLOCK, y + (size_t) b * bytes, bytes);
     }
 }
 
 // --- decoder ---
 
-static void decode_block(const struct spec * s, const uint8_t * x, float scale[2], int8_t levels[TQ_BLOCK]) {
+static void decode_block(const struct tq_spec * s, const uint8_t * x, float scale[2], int8_t levels[TQ_BLOCK]) {
     tq_decode_scales(x, scale);
     for (int v = 0; v < TQ_BLOCK; v++) {
         levels[v] = s->codebook[x[1] >> 7][load_index(s->bits, x + 2, v)];
@@ -160,20 +146,11 @@ static void dequantize(enum tq_type type, const uint8_t * x, size_t bytes, float
     for (int64_t b = 0; b < n / TQ_BLOCK; b++) {
         float scale[2];
         int8_t levels[TQ_BLOCK];
-        decode_block(&specs[type], x + (size_t) b * bytes, scale, levels);
+        decode_block(&tq_specs[type], x + (size_t) b * bytes, scale, levels);
         for (int v = 0; v < TQ_BLOCK; v++) {
             y[b * TQ_BLOCK + v] = scale[v >> 4] * (float) levels[v];
         }
     }
-}
-
-static float half_to_float(uint16_t h) {
-    const int exponent = h >> 10 & 31;
-    const float mantissa = (float) (h & 1023);
-    const float magnitude = exponent == 31 ? (mantissa != 0.0f ? NAN : INFINITY)
-                            : exponent == 0 ? ldexpf(mantissa, -24)
-                                            : ldexpf(1024.0f + mantissa, exponent - 25);
-    return h & 0x8000 ? -magnitude : magnitude;
 }
 
 static float vec_dot(enum tq_type type, const uint8_t * x, size_t bytes, const uint8_t * y, int64_t n) {
@@ -181,47 +158,32 @@ static float vec_dot(enum tq_type type, const uint8_t * x, size_t bytes, const u
     for (int64_t b = 0; b < n / TQ_BLOCK; b++) {
         float scale[2];
         int8_t levels[TQ_BLOCK];
-        decode_block(&specs[type], x + (size_t) b * bytes, scale, levels);
+        decode_block(&tq_specs[type], x + (size_t) b * bytes, scale, levels);
         tq_block_q8_0 q;
         memcpy(&q, y + (size_t) b * sizeof(q), sizeof(q));
         int dot[2] = {0, 0};
         for (int v = 0; v < TQ_BLOCK; v++) {
             dot[v >> 4] += levels[v] * q.qs[v];
         }
-        sum += half_to_float(q.d) * (scale[0] * (float) dot[0] + scale[1] * (float) dot[1]);
+        sum += tq_half_to_float(q.d) * (scale[0] * (float) dot[0] + scale[1] * (float) dot[1]);
     }
     return sum;
 }
 
 // --- the table ---
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                   \
-    static void quantize_##name(const float * x, void * y, int64_t n) {                      \
-        quantize(TQ_TYPE_##NAME, x, y, bytes, n);                                            \
-    }                                                                                        \
-    static void dequantize_##name(const void * x, float * y, int64_t n) {                    \
-        dequantize(TQ_TYPE_##NAME, x, bytes, y, n);                                          \
-    }                                                                                        \
-    static float vec_dot_##name(const void * x, const void * y, int64_t n) {                 \
-        return vec_dot(TQ_TYPE_##NAME, x, bytes, y, n);                                      \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                   \
+    static void quantize_##name(const float * x, void * y, int64_t n) {      \
+        quantize(TQ_TYPE_##NAME, x, y, bytes, n);                            \
+    }                                                                        \
+    static void dequantize_##name(const void * x, float * y, int64_t n) {    \
+        dequantize(TQ_TYPE_##NAME, x, bytes, y, n);                          \
+    }                                                                        \
+    static float vec_dot_##name(const void * x, const void * y, int64_t n) { \
+        return vec_dot(TQ_TYPE_##NAME, x, bytes, y, n);                      \
     }
 #include "../types.def"
 #undef TQ_TYPE
 
-const struct tq_kernels tq_kernels_scalar = {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = quantize_##name,
-    .quantize = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = dequantize_##name,
-    .dequantize = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = vec_dot_##name,
-    .vec_dot = {
-#include "../types.def"
-    },
-#undef TQ_TYPE
-};
+#define TIER scalar
+#include "tier.inc"

@@ -1,4 +1,4 @@
-// What the x86-64 tiers share: 32 levels of a block as bytes, index packing, scales of four blocks. Needs AVX2, FMA, F16C.
+// What the x86-64 tiers share: the levels of a block as bytes, and their indices back into a block. Needs AVX2.
 #pragma once
 
 #include <immintrin.h>
@@ -81,34 +81,4 @@ static inline void tq_store_tq3_0(tq_block_tq3_0 * y, __m256i index) {
 
 static inline void tq_store_tq2_1(tq_block_tq2_1 * y, __m256i index) {
     tq_store_low_bits(y->low, index);
-}
-
-// --- scales of a dot product: lane i is scale 0, lane 4 + i is scale 1 of block i, times the d of its q8_0 block ---
-
-static inline __m256 tq_dot_scales(const unsigned char * x, size_t bytes, const tq_block_q8_0 * y) {
-    const __m256i word = _mm256_broadcastsi128_si256(_mm_setr_epi32(tq_load_u16(x), tq_load_u16(x + bytes),
-                                                                    tq_load_u16(x + 2 * bytes), tq_load_u16(x + 3 * bytes)));
-    const __m256i field = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 0, 0, 0, 5, 5, 5, 5));
-    const __m256i exponent = _mm256_and_si256(word, _mm256_set1_epi32(31 << 10));
-    const __m256i code8e = _mm256_add_epi32(_mm256_slli_epi32(exponent, 13), _mm256_set1_epi32(TQ_CODE_BIAS << 20));
-    const __m256i step = _mm256_slli_epi32(_mm256_and_si256(field, _mm256_set1_epi32(15)), 20);
-    const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(field, _mm256_set1_epi32(16)), 27);
-    const __m256i bits = _mm256_or_si256(_mm256_add_epi32(code8e, step), sign);
-    const __m256i zero = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
-    const __m128 d = _mm_cvtph_ps(_mm_setr_epi16(tq_load_u16(y), tq_load_u16(y + 1), tq_load_u16(y + 2), tq_load_u16(y + 3),
-                                                 0, 0, 0, 0));
-    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_andnot_si256(zero, bits)), _mm256_set_m128(d, d));
-}
-
-// The same for one block: lanes 0-3 are scale 0, lanes 4-7 scale 1.
-static inline __m256 tq_dot_scale(const unsigned char word[2], const tq_block_q8_0 * y) {
-    float scale[2];
-    tq_decode_scales(word, scale);
-    return _mm256_mul_ps(_mm256_set_m128(_mm_set1_ps(scale[1]), _mm_set1_ps(scale[0])), _mm256_set1_ps(_cvtsh_ss(tq_load_u16(y))));
-}
-
-static inline float tq_sum8(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }

@@ -1,0 +1,63 @@
+// The vec_dot functions of an x86-64 tier, around its dot_quads: products of 32 levels and 32 activations, summed by
+// fours, so that lanes 0-3 belong to scale 0 and lanes 4-7 to scale 1. Four blocks share the work of decoding scales;
+// two running sums hide the latency of the additions. Needs AVX2, FMA and F16C.
+#pragma once
+
+#include "tq_kernels.h"
+#include "x86.h"
+
+// Lane i is scale 0, lane 4 + i is scale 1 of block i, times the d of its q8_0 block.
+static inline __m256 dot_scales(const unsigned char * x, size_t bytes, const tq_block_q8_0 * y) {
+    const __m256i word = _mm256_broadcastsi128_si256(
+        _mm_setr_epi32(tq_load_u16(x), tq_load_u16(x + bytes), tq_load_u16(x + 2 * bytes), tq_load_u16(x + 3 * bytes)));
+    const __m256i field = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 0, 0, 0, 5, 5, 5, 5));
+    const __m256i exponent = _mm256_and_si256(word, _mm256_set1_epi32(31 << 10));
+    const __m256i code8e = _mm256_add_epi32(_mm256_slli_epi32(exponent, 13), _mm256_set1_epi32(TQ_CODE_BIAS << 20));
+    const __m256i step = _mm256_slli_epi32(_mm256_and_si256(field, _mm256_set1_epi32(15)), 20);
+    const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(field, _mm256_set1_epi32(16)), 27);
+    const __m256i bits = _mm256_or_si256(_mm256_add_epi32(code8e, step), sign);
+    const __m256i zero = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
+    const __m128 d = _mm_cvtph_ps(
+        _mm_setr_epi16(tq_load_u16(y), tq_load_u16(y + 1), tq_load_u16(y + 2), tq_load_u16(y + 3), 0, 0, 0, 0));
+    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_andnot_si256(zero, bits)), _mm256_set_m128(d, d));
+}
+
+// The same for one block: lanes 0-3 are scale 0, lanes 4-7 scale 1.
+static inline __m256 dot_scale(const unsigned char word[2], const tq_block_q8_0 * y) {
+    float scale[2];
+    tq_decode_scales(word, scale);
+    return _mm256_mul_ps(_mm256_set_m128(_mm_set1_ps(scale[1]), _mm_set1_ps(scale[0])),
+                         _mm256_set1_ps(_cvtsh_ss(tq_load_u16(y))));
+}
+
+static inline float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline __m256 dot_block(__m256i levels, const tq_block_q8_0 * y, __m256 scale, __m256 sum) {
+    const __m256i quads = dot_quads(levels, _mm256_loadu_si256((const __m256i *) y->qs));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(quads), scale, sum);
+}
+
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                          \
+    static float vec_dot_##name(const void * vx, const void * vy, int64_t n) {                      \
+        const tq_block_##name * x = vx;                                                             \
+        const tq_block_q8_0 * y = vy;                                                               \
+        __m256 sum0 = _mm256_setzero_ps(), sum1 = _mm256_setzero_ps();                              \
+        int64_t i = n / TQ_BLOCK;                                                                   \
+        for (; i >= 4; i -= 4, x += 4, y += 4) {                                                    \
+            const __m256 scale = dot_scales(x->scale, bytes, y);                                    \
+            sum0 = dot_block(tq_levels_##name(x), y, _mm256_permute_ps(scale, 0x00), sum0);         \
+            sum1 = dot_block(tq_levels_##name(x + 1), y + 1, _mm256_permute_ps(scale, 0x55), sum1); \
+            sum0 = dot_block(tq_levels_##name(x + 2), y + 2, _mm256_permute_ps(scale, 0xAA), sum0); \
+            sum1 = dot_block(tq_levels_##name(x + 3), y + 3, _mm256_permute_ps(scale, 0xFF), sum1); \
+        }                                                                                           \
+        for (; i > 0; i--, x++, y++) {                                                              \
+            sum0 = dot_block(tq_levels_##name(x), y, dot_scale(x->scale, y), sum0);                 \
+        }                                                                                           \
+        return sum8(_mm256_add_ps(sum0, sum1));                                                     \
+    }
+#include "../types.def"
+#undef TQ_TYPE
