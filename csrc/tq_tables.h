@@ -1,5 +1,5 @@
-// Written by scripts/make_tables.py: do not edit. The codebooks of FORMAT.md, section 3; the first index is
-// bit 15 of the scale word. TQ_TABLE is the storage class that C, CUDA or Metal wants.
+// Written by scripts/make_tables.py: do not edit. The codebooks of FORMAT.md, section 3; the first
+// index is bit 15 of the scale word. TQ_TABLE is the storage class that C, CUDA or Metal wants.
 #pragma once
 
 #ifndef TQ_TABLE

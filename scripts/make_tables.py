@@ -74,8 +74,8 @@ class Search:
 
 def c_tables(rows: list[dict], books: dict[str, np.ndarray]) -> str:
     out = [
-        "// Written by scripts/make_tables.py: do not edit. The codebooks of FORMAT.md, section 3; the first index is",
-        "// bit 15 of the scale word. TQ_TABLE is the storage class that C, CUDA or Metal wants.",
+        "// Written by scripts/make_tables.py: do not edit. The codebooks of FORMAT.md, section 3; the first",
+        "// index is bit 15 of the scale word. TQ_TABLE is the storage class that C, CUDA or Metal wants.",
         "#pragma once",
         "",
         "#ifndef TQ_TABLE",
@@ -91,10 +91,11 @@ def c_tables(rows: list[dict], books: dict[str, np.ndarray]) -> str:
 
 
 BINS_HEAD = """\
-// Written by scripts/make_tables.py: do not edit. What the SIMD encoders look up instead of searching a codebook.
-// The level nearest to +a or -a is one of two for all a in 8b..8b+7 (b = 15: in 120..255), because midpoints between
-// levels are at least 8 apart: [codebook][+a, -a][nearest to the bin's first a, to its last][b]. Levels for -a carry the
-// opposite sign, so that the distance is |a - entry| in every case. No entry is below -TQ_BIN_BIAS.
+// Written by scripts/make_tables.py: do not edit. What the SIMD encoders look up instead of searching a book.
+//
+// The level nearest to +a or -a is one of two for all a in 8b..8b+7 (b = 15: in 120..255), because midpoints
+// between levels are at least 8 apart: [codebook][+a, -a][nearest to the bin's first a, to its last][b].
+// Levels for -a carry the opposite sign, so that every distance is |a - entry|. No entry is below -TQ_BIN_BIAS.
 #pragma once
 
 #define TQ_BIN_BIAS 32
@@ -103,7 +104,7 @@ BINS_HEAD = """\
 
 
 def bins(book: np.ndarray) -> np.ndarray:
-    """The table of ``BINS_HEAD`` for one codebook, int, shape ``(2, 2, 16)``; proves that it gives every distance."""
+    """The table of ``BINS_HEAD`` of one codebook, int ``(2, 2, 16)``; proves it gives every distance."""
     from llama_tq.reference import _codec as codec
 
     book = book.astype(int)
@@ -115,7 +116,9 @@ def bins(book: np.ndarray) -> np.ndarray:
         table[side] = level[0:128:8], level[last]
         found = np.abs(a - table[side][:, np.minimum(a >> 3, 15)]).min(axis=0)
         if np.any(found != np.abs(a - level)) or table[side].min() < -32:
-            sys.exit(f"codebook {book.tolist()} has midpoints closer than 8; the SIMD encoders cannot search it")
+            sys.exit(
+                f"codebook {book.tolist()} has midpoints closer than 8; the SIMD encoders cannot search it"
+            )
     return table
 
 
@@ -139,6 +142,7 @@ PYTHON_HEAD = '''\
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -155,6 +159,13 @@ class TypeSpec:
     search_count: int  #: scales it tries, an eighth of an octave apart
     codebook: np.ndarray = dataclasses.field(repr=False)  #: int32, shape (2, 2**bits)
 
+    block_size: ClassVar[int] = 32  #: values in a block
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits that a stored value takes, its share of the scales included."""
+        return 8 * self.block_bytes / self.block_size
+
 
 TYPES: dict[str, TypeSpec] = {
 '''
@@ -169,14 +180,19 @@ def python_tables(rows: list[dict], books: dict[str, np.ndarray]) -> str:
             f'        name="{r["name"]}",\n        id={r["id"]},\n        bits={r["bits"]},\n'
             f"        block_bytes={r['bytes']},\n        search_start={r['start']} / 2**{START_SHIFT},\n"
             f"        search_count={r['count']},\n"
-            f"        codebook=np.array(\n            [\n{book}            ],\n            np.int32,\n        ),\n    ),\n"
+            f"        codebook=np.array(\n            [\n{book}            ],\n"
+            "            np.int32,\n        ),\n    ),\n"
         )
     return out + "}\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the committed files, write nothing"
+    )
     check = parser.parse_args().check
     rows = read_types_def()
     books = {row["name"]: train(row) for row in rows}
@@ -184,7 +200,10 @@ def main() -> int:
     outputs = ((C_TABLES, c_tables), (C_BINS, c_bins), (PYTHON_TABLES, python_tables))
     for path, text in ((path, write(rows, books)) for path, write in outputs):
         if check and path.read_text() != text:
-            print(f"{path.relative_to(ROOT)} is not what training writes; run scripts/make_tables.py", file=sys.stderr)
+            print(
+                f"{path.relative_to(ROOT)} is not what training writes; run scripts/make_tables.py",
+                file=sys.stderr,
+            )
             stale = True
         elif not check:
             path.write_text(text)

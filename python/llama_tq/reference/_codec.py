@@ -8,7 +8,7 @@ import numpy as np
 
 from .tables import TYPES, TypeSpec
 
-BLOCK = 32  # values in a block
+BLOCK = TypeSpec.block_size  # values in a block
 SUB = 16  # values under one scale
 
 OCTAVE_MIN, OCTAVE_MAX = 1, 32  # section 2: scale = +-(8 + m) * 2^(octave - 26)
@@ -29,12 +29,7 @@ def quantize(x: np.ndarray, type: str) -> np.ndarray:
     :raises ValueError: unknown type, or n not a multiple of 32
     :raises TypeError: dtype other than float32 or float16
     """
-    spec = _spec(type)
-    x = np.asarray(x)
-    if x.dtype not in (np.float32, np.float16):
-        raise TypeError(f"x has dtype {x.dtype}; allowed are float32 and float16")
-    if x.ndim == 0 or x.shape[-1] % BLOCK:
-        raise ValueError(f"x has shape {x.shape}; the last dimension must be a multiple of {BLOCK}")
+    x, spec = check_values(x, type)
     halves = x.astype(np.float32).reshape(-1, 2, SUB)
     blocks = pack(*encode(halves, spec), spec)
     return blocks.reshape(*x.shape[:-1], x.shape[-1] // BLOCK * spec.block_bytes)
@@ -49,19 +44,38 @@ def dequantize(b: np.ndarray, type: str) -> np.ndarray:
     :raises ValueError: unknown type, or m not a whole number of blocks
     :raises TypeError: dtype other than uint8
     """
-    spec = _spec(type)
-    b = np.asarray(b)
-    if b.dtype != np.uint8:
-        raise TypeError(f"b has dtype {b.dtype}; allowed is uint8")
-    if b.ndim == 0 or b.shape[-1] % spec.block_bytes:
-        raise ValueError(f"b has shape {b.shape}; the last dimension must be a multiple of {spec.block_bytes}")
+    b, spec = check_blocks(b, type)
     words, indices = unpack(b.reshape(-1, spec.block_bytes), spec)
     scales, books = decode_scale_words(words)
     levels = spec.codebook[books[:, None, None], indices].astype(np.float32)
     return (scales[:, :, None] * levels).reshape(*b.shape[:-1], b.shape[-1] // spec.block_bytes * BLOCK)
 
 
-def _spec(type: str) -> TypeSpec:
+def check_values(x: np.ndarray, type: str) -> tuple[np.ndarray, TypeSpec]:
+    """Refuse what :func:`quantize` does not take."""
+    spec = check_type(type)
+    x = np.asarray(x)
+    if x.dtype not in (np.float32, np.float16):
+        raise TypeError(f"x has dtype {x.dtype}; allowed are float32 and float16")
+    if x.ndim == 0 or x.shape[-1] % BLOCK:
+        raise ValueError(f"x has shape {x.shape}; the last dimension must be a multiple of {BLOCK}")
+    return x, spec
+
+
+def check_blocks(b: np.ndarray, type: str) -> tuple[np.ndarray, TypeSpec]:
+    """Refuse what :func:`dequantize` does not take."""
+    spec = check_type(type)
+    b = np.asarray(b)
+    if b.dtype != np.uint8:
+        raise TypeError(f"b has dtype {b.dtype}; allowed is uint8")
+    if b.ndim == 0 or b.shape[-1] % spec.block_bytes:
+        size = spec.block_bytes
+        raise ValueError(f"b has shape {b.shape}; the last dimension must be a multiple of {size}")
+    return b, spec
+
+
+def check_type(type: str) -> TypeSpec:
+    """Look a type up by its name."""
     if type not in TYPES:
         raise ValueError(f"unknown type {type!r}; allowed are {', '.join(TYPES)}")
     return TYPES[type]
@@ -93,7 +107,7 @@ def scale_of(code: np.ndarray) -> np.ndarray:
 
 
 def unpack(blocks: np.ndarray, spec: TypeSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks, uint8 ``(blocks, block_bytes)``, to scale words ``(blocks,)`` and indices ``(blocks, 2, 16)``."""
+    """Blocks, uint8 ``(blocks, bytes)``, to scale words ``(blocks,)`` and indices ``(blocks, 2, 16)``."""
     words = blocks[:, 0].astype(np.uint16) | blocks[:, 1].astype(np.uint16) << 8
     body = blocks[:, 2:]
     if spec.bits == 4:
@@ -138,7 +152,7 @@ class Choice:
 
 
 def encode(x: np.ndarray, spec: TypeSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Sub-blocks, float32 ``(blocks, 2, 16)``, to scale words ``(blocks,)`` and indices ``(blocks, 2, 16)``."""
+    """Floats ``(blocks, 2, 16)`` to scale words ``(blocks,)`` and indices ``(blocks, 2, 16)``."""
     x = sanitize(x)
     amax = np.abs(x).max(axis=2)
     nonzero = amax.max(axis=1) >= MAGNITUDE_MIN
@@ -197,7 +211,7 @@ def shared_exponent(code: np.ndarray) -> np.ndarray:
 
 
 def assign(x: np.ndarray, code: np.ndarray, negative: np.ndarray, books: np.ndarray) -> np.ndarray:
-    """4.4: indices under the chosen scales, at a finer resolution than the search; books ``(blocks, levels)``."""
+    """4.4: indices under the chosen scales, finer than the search; books ``(blocks, levels)``."""
     inverse = np.float32(FINE) * (np.float32(1) / scale_of(code))
     v = np.rint(x * inverse[:, :, None]) * np.where(negative, -1, 1)[:, :, None]
     midpoints = FINE / 2 * (books[:, :-1] + books[:, 1:]).astype(np.float64)

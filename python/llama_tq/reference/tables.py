@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +19,13 @@ class TypeSpec:
     search_start: float  #: first scale the encoder tries, as a share of the largest magnitude
     search_count: int  #: scales it tries, an eighth of an octave apart
     codebook: np.ndarray = dataclasses.field(repr=False)  #: int32, shape (2, 2**bits)
+
+    block_size: ClassVar[int] = 32  #: values in a block
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits that a stored value takes, its share of the scales included."""
+        return 8 * self.block_bytes / self.block_size
 
 
 TYPES: dict[str, TypeSpec] = {
