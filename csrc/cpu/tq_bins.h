@@ -2,7 +2,7 @@
 //
 // The level nearest to +a or -a is one of two for all a in 8b..8b+7 (b = 15: in 120..255), because midpoints
 // between levels are at least 8 apart: [codebook][+a, -a][nearest to the bin's first a, to its last][b].
-// Levels for -a carry the opposite sign, so that every distance is |a - entry|. No entry is below -TQ_BIN_BIAS.
+// Levels for -a carry the opposite sign, so that every distance is |a - entry|. None is below -TQ_BIN_BIAS.
 #pragma once
 
 #define TQ_BIN_BIAS 32
