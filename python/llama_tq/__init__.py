@@ -4,7 +4,9 @@
 >>> b = llama_tq.quantize(x, "tq4_0")  # float32 (..., n) -> uint8 (..., n / 32 * 18)
 >>> llama_tq.dequantize(b, "tq4_0")  # and back to float32 (..., n)
 
-``llama_tq.reference`` is the same in NumPy, and the definition of the bytes.
+``llama_tq.reference`` is the same in NumPy, and the definition of the bytes. ``info``, ``plan``,
+``evaluate``, ``compare``, ``generate``, ``bench`` and ``benchmark`` do what the commands of ``llama-tq``
+print.
 """
 
 from __future__ import annotations
@@ -17,14 +19,43 @@ from . import _gguf
 if TYPE_CHECKING:
     from . import reference as reference
     from ._api import Kernel, active_isa, dequantize, dot, force_isa, kernels, quantize, types
+    from .tools.bench import bench
+    from .tools.benchmark import benchmark
+    from .tools.compare import compare
+    from .tools.errors import InputError
+    from .tools.evaluate import evaluate
+    from .tools.generate import generate
+    from .tools.info import info
+    from .tools.pairs import Pair
+    from .tools.plan import plan
+
+_MODULES = {
+    "_api": ("Kernel", "active_isa", "dequantize", "dot", "force_isa", "kernels", "quantize", "types"),
+    "tools.errors": ("InputError",),
+    "tools.pairs": ("Pair",),
+    **{
+        f"tools.{name}": (name,)
+        for name in ("bench", "benchmark", "compare", "evaluate", "generate", "info", "plan")
+    },
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "InputError",
     "Kernel",
+    "Pair",
     "active_isa",
+    "bench",
+    "benchmark",
+    "compare",
     "dequantize",
     "dot",
+    "evaluate",
     "force_isa",
+    "generate",
+    "info",
     "kernels",
+    "plan",
     "quantize",
     "reference",
     "types",
@@ -37,8 +68,8 @@ def __getattr__(name: str) -> object:
     """Import on first use: the programs' launchers need neither NumPy nor the compiled part."""
     if name == "reference":
         return importlib.import_module(".reference", __name__)
-    if name in __all__:
-        return getattr(importlib.import_module("._api", __name__), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

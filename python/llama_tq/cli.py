@@ -1,0 +1,353 @@
+"""The command `llama-tq`: parses, calls a function of this package, prints what it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from .tools.errors import InputError
+
+NOT_PATCHED, INPUT_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
+_out = Console()
+_err = Console(stderr=True)
+
+
+class _Group(click.Group):
+    """Turns bad input into one line and exit code 2."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except (InputError, OSError) as error:
+            _complain(str(error))
+            raise SystemExit(INPUT_ERROR) from None
+
+
+class _Pairs(click.ParamType):
+    name = "K/V,..."
+
+    def convert(self, value, param, context):
+        from .tools.pairs import parse_pairs
+
+        return parse_pairs(value) if isinstance(value, str) else value
+
+
+class _Bytes(click.ParamType):
+    name = "bytes"
+
+    def convert(self, value, param, context):
+        from .tools.memory import parse_bytes
+
+        return parse_bytes(value) if isinstance(value, str) else value
+
+
+class _Numbers(click.ParamType):
+    name = "n,..."
+
+    def convert(self, value, param, context):
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(int(item) for item in value.split(","))
+        except ValueError:
+            raise InputError(f"{value!r} is not a list of numbers. Write it as 0,4096,16384.") from None
+
+
+_model = click.argument("model")
+_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on standard output."
+)
+_pairs = click.option(
+    "--pairs", type=_Pairs(), help="Cache types to try, K/V or one name for both, separated by commas."
+)
+
+
+def _complain(message: str) -> None:
+    _err.print(f"llama-tq: {message}", style="red", soft_wrap=True, markup=False, highlight=False)
+
+
+def _show(result: object, as_json: bool, view: str) -> None:
+    from .tools import render
+
+    if as_json:
+        click.echo(render.to_json(result))
+    else:
+        _out.print(getattr(render, view)(result))
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, with the time left, and the callback that moves it."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_err, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="llama-cpp-python", prog_name="llama-tq")
+def main() -> None:
+    """Measure, compare and plan quantised KV caches of llama.cpp.
+
+    A cache type is one of llama.cpp's own or tq4_0, tq3_0, tq2_1; K and V can have different ones, written
+    q8_0/tq3_0.
+    """
+
+
+@main.command()
+@_json
+def info(as_json: bool) -> None:
+    """What is installed: versions, cache types, instruction sets, backends.
+
+    Exit code 1, and the reason, if the installed llama_cpp is not the patched one.
+    """
+    from .tools import info as module
+
+    if reason := module.problem():
+        _complain(reason)
+        raise SystemExit(NOT_PATCHED)
+    _show(module.info(), as_json, "info")
+
+
+@main.command()
+@_json
+def benchmark(as_json: bool) -> None:
+    """Error and speed of every type, without a model.
+
+    On Gaussian values, by instruction set, next to llama.cpp's q8_0, q5_0, q4_0 and iq4_nl, and next to the
+    least error that so many bits allow (the rate-distortion limit).
+    """
+    from .tools.benchmark import benchmark as run
+
+    with _progress() as progress:
+        rows = run(progress=progress)
+    _show(rows, as_json, "benchmark")
+
+
+@main.command()
+@_model
+@click.option("--ctx", type=int, help="Tokens of context.  [default: the model's]")
+@click.option(
+    "--memory", type=_Bytes(), help="Memory for everything, such as 8GiB: shows the longest context."
+)
+@click.option(
+    "--parallel", type=click.IntRange(1), default=1, show_default=True, help="Slots that share the context."
+)
+@click.option(
+    "--swa-full", is_flag=True, help="Sliding-window layers keep everything, as in llama_cpp.Llama."
+)
+@_pairs
+@_json
+def plan(
+    model: str, ctx: int | None, memory: int | None, parallel: int, swa_full: bool, pairs, as_json: bool
+) -> None:
+    """Memory that MODEL needs, by pair of cache types.
+
+    Reads only the metadata: llama.cpp itself lays out the cache, without loading weights, so sliding windows,
+    recurrent layers and latent attention count as what they are.
+
+    MODEL is a GGUF file, or 'demo' for the model inside the package.
+    """
+    from .tools.plan import plan as run
+
+    options = _given(n_ctx=ctx, memory=memory, pairs=pairs)
+    _show(run(model, sequences=parallel, swa_full=swa_full, **options), as_json, "plan")
+
+
+@main.command(name="eval")
+@_model
+@click.option(
+    "--text", type=click.Path(path_type=Path), help="Text to measure on, UTF-8.  [default for demo: its own]"
+)
+@_pairs
+@click.option("--yardsticks/--no-yardsticks", default=True, help="Measure q8_0, q5_0 and q4_0 as well.")
+@click.option("--ctx", type=int, help="Tokens per chunk.  [default: 2048]")
+@click.option("--chunks", type=int, help="Chunks to measure.  [default: the whole text]")
+@click.option("--recall/--no-recall", default=True, help="Look up keys that lie far back in the context.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Directory for results and plots.  [default: eval-MODEL]"
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted evaluation in --out.")
+@_json
+def evaluate(
+    model: str,
+    text: Path | None,
+    pairs,
+    yardsticks: bool,
+    ctx,
+    chunks,
+    recall: bool,
+    out,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """What the cache types do to MODEL's predictions, against f16.
+
+    Perplexity, KL divergence and same-top share with standard errors, by the protocol of llama-perplexity;
+    recall of keys far back; bytes; speed. Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps what
+    is finished.
+
+    MODEL is a GGUF file, or 'demo' for the model inside the package.
+    """
+    from .tools import evaluate as module
+    from .tools import plots, render
+    from .tools.pairs import RECOMMENDED, YARDSTICKS
+
+    chosen = (*(YARDSTICKS if yardsticks else ()), *(pairs or RECOMMENDED))
+    directory = out or Path(f"eval-{Path(model).stem}")
+    options = _given(n_ctx=ctx, chunks=chunks)
+    try:
+        with _progress() as progress:
+            result = module.evaluate(
+                model,
+                _text(model, text),
+                chosen,
+                recall=recall,
+                keep=directory,
+                resume=resume,
+                progress=progress,
+                **options,
+            )
+    except KeyboardInterrupt:
+        _complain(f"Interrupted. What is finished is in {directory}: go on with --resume.")
+        raise SystemExit(INTERRUPTED) from None
+    (directory / "result.json").write_text(render.to_json(result))
+    written = [
+        plots.pareto(result, directory / "pareto.png"),
+        plots.heatmap(result, directory / "heatmap.png"),
+    ]
+    _show(result, as_json, "evaluation")
+    _err.print(f"Wrote {directory / 'result.json'} and {', '.join(map(str, written))}", highlight=False)
+
+
+@main.command()
+@_model
+@click.argument("prompt")
+@_pairs
+@click.option("-n", "--tokens", type=int, help="Tokens to generate.  [default: 128]")
+@_json
+def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -> None:
+    """Continue PROMPT with f16 and with each pair, side by side.
+
+    Always the most probable token. The first one that differs from f16's is marked.
+
+    MODEL is a GGUF file, or 'demo' for the model inside the package.
+    """
+    from .tools.compare import compare as run
+
+    with _progress() as progress:
+        result = run(model, prompt, **_given(pairs=pairs, n_tokens=tokens), progress=progress)
+    _show(result, as_json, "comparison")
+
+
+@main.command()
+@_model
+@click.argument("prompt")
+@click.option("-k", "--type-k", default="f16", show_default=True, help="Type of the K cache.")
+@click.option("-v", "--type-v", default="f16", show_default=True, help="Type of the V cache.")
+@click.option("-n", "--tokens", type=int, help="Tokens to generate.  [default: 128]")
+@click.option("--ctx", type=int, help="Tokens of context.  [default: as many as needed]")
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@_json
+def run(
+    model: str,
+    prompt: str,
+    type_k: str,
+    type_v: str,
+    tokens,
+    ctx,
+    temperature: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Continue PROMPT, and say how fast that was.
+
+    MODEL is a GGUF file, or 'demo' for the model inside the package.
+    """
+    from .tools import render
+    from .tools.generate import generate
+    from .tools.pairs import Pair
+
+    stream = (lambda _: None) if as_json else (lambda piece: click.echo(piece, nl=False))
+    options = _given(n_tokens=tokens, n_ctx=ctx)
+    result = generate(
+        model, prompt, Pair(type_k, type_v), temperature=temperature, seed=seed, on_text=stream, **options
+    )
+    if as_json:
+        _show(result, True, "generation")
+    else:
+        click.echo()
+        _err.print(render.generation(result), highlight=False)
+
+
+@main.command()
+@_model
+@click.option(
+    "--depths", type=_Numbers(), help="Tokens in the cache.  [default: 0,4096,16384, as far as they fit]"
+)
+@_pairs
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the speeds into this image file.")
+@_json
+def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
+    """Tokens per second against depth.
+
+    Reading 512 tokens at once and writing 16 one by one with so many tokens in the cache already, median of
+    3.
+
+    MODEL is a GGUF file, or 'demo' for the model inside the package.
+    """
+    from .tools import plots
+    from .tools.bench import bench as run
+
+    with _progress() as progress:
+        result = run(model, **_given(pairs=pairs, depths=depths), progress=progress)
+    _show(result, as_json, "bench")
+    if plot:
+        _err.print(f"Wrote {plots.speed(result, plot)}", highlight=False)
+
+
+def _given(**options: object) -> dict[str, object]:
+    """Those that the user gave, so that the functions' own defaults stay the only ones."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _text(model: str, path: Path | None) -> str:
+    from .tools import embedded
+    from .tools.runtime import DEMO
+
+    if path is None:
+        if model != DEMO:
+            raise InputError("There is no text to measure on. Give one with --text FILE.")
+        return embedded.held_out_text()
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}). Convert it first.") from None
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measuring, comparing and planning on real models; what the command `llama-tq` calls."""

@@ -1,0 +1,81 @@
+"""Plots of results, as image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot
+
+from .bench import Bench
+from .evaluate import Evaluation
+from .pairs import REFERENCE, UPSTREAM_TYPES, bits_per_value
+
+
+def pareto(result: Evaluation, path: Path) -> Path:
+    """Mean KL divergence against bytes of cache per token; the line joins the pairs that no other beats."""
+    rows = sorted((r for r in result.pairs if r.divergence.mean.value > 0), key=lambda r: r.cache_bytes)
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    best, front = float("inf"), []
+    for row in rows:
+        ours = not {row.pair.k, row.pair.v} <= set(UPSTREAM_TYPES)
+        x, y = row.cache_bytes / result.n_ctx, row.divergence.mean
+        axes.errorbar(x, y.value, y.error, fmt="o" if ours else "s", color="C0" if ours else "C7", capsize=2)
+        axes.annotate(str(row.pair), (x, y.value), (5, 4), textcoords="offset points", fontsize=8)
+        if y.value < best:
+            best = y.value
+            front.append((x, y.value))
+    axes.plot(*zip(*front, strict=True), color="C0", alpha=0.3)
+    axes.set(
+        xlabel="bytes of cache per token",
+        ylabel="mean KL divergence from f16, nats",
+        yscale="log",
+        title=f"{result.model}, {result.n_ctx} tokens",
+    )
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def heatmap(result: Evaluation, path: Path) -> Path:
+    """Mean KL divergence by K type and V type; pairs that were not measured are empty."""
+    rows = [r for r in result.pairs if r.pair != REFERENCE]
+    ks, vs = (
+        sorted({getattr(r.pair, side) for r in rows}, key=bits_per_value, reverse=True) for side in "kv"
+    )
+    grid = np.full((len(ks), len(vs)), np.nan)
+    for row in rows:
+        grid[ks.index(row.pair.k), vs.index(row.pair.v)] = row.divergence.mean.value
+    figure, axes = pyplot.subplots(figsize=(1.6 + 0.9 * len(vs), 1.4 + 0.7 * len(ks)), layout="constrained")
+    image = axes.imshow(np.log10(grid), cmap="viridis_r")
+    for (i, j), value in np.ndenumerate(grid):
+        if value == value:
+            axes.text(j, i, f"{value:.4f}", ha="center", va="center", fontsize=8, color="white")
+    axes.set(xlabel="V", ylabel="K", title="mean KL divergence, nats")
+    axes.set_xticks(range(len(vs)), vs)
+    axes.set_yticks(range(len(ks)), ks)
+    figure.colorbar(image, label="log10")
+    return _save(figure, path)
+
+
+def speed(result: Bench, path: Path) -> Path:
+    """Tokens per second against depth: reading and writing."""
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axes, what in zip(panels, ("read", "write"), strict=True):
+        for pair in dict.fromkeys(s.pair for s in result.speeds):
+            points = [(s.depth, getattr(s, what)) for s in result.speeds if s.pair == pair]
+            axes.plot(*zip(*points, strict=True), marker="o", label=str(pair))
+        axes.set(xlabel="tokens in the cache", ylabel="tokens per second", title=what, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.suptitle(f"{result.model}, {result.threads} threads")
+    return _save(figure, path)
+
+
+def _save(figure: pyplot.Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path

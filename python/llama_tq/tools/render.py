@@ -1,0 +1,186 @@
+"""Results for people (rich tables) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .bench import Bench
+from .benchmark import TypeBenchmark
+from .compare import Comparison
+from .evaluate import Estimate, Evaluation
+from .generate import Generation
+from .info import Info
+from .memory import format_bytes
+from .pairs import Pair
+from .plan import Plan
+
+
+def to_json(result: Any) -> str:
+    """Any result of this package: dataclasses become objects, pairs become `k/v`, NaN becomes null."""
+    return json.dumps(_plain(result), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Pair):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return None if value != value else value
+
+
+def table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    made = Table(
+        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return made
+
+
+def info(result: Info) -> RenderableType:
+    types = table("Types", "type", "id", "bits per value")
+    for t in result.types:
+        types.add_row(t.name, str(t.id), f"{t.bits_per_value:.1f}")
+    tiers = table("Instruction sets", "name", "on this machine", "used")
+    for tier in result.tiers:
+        tiers.add_row(tier.name, _yes(tier.supported), _yes(tier.active))
+    backends = table("Backends", "name", "device", "cache types")
+    for backend in result.backends:
+        backends.add_row(backend.name, backend.description, " ".join(backend.types))
+    head = (
+        f"llama-cpp-python {result.version}, llama.cpp {result.llama_cpp_commit}, ggml {result.ggml_version}"
+    )
+    return Group(head, types, tiers, backends)
+
+
+def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:
+    made = table(
+        "N(0, 1) values; speeds of one thread in million values per second",
+        *("type", "tier", "bits", "NMSE", "SNR dB", "to limit", "cosine", "bias", "corr.", "in", "out"),
+    )
+    for r in rows:
+        made.add_row(
+            r.type,
+            r.tier,
+            f"{r.bits_per_value:.1f}",
+            f"{r.nmse:.2e}",
+            f"{r.snr_db:.2f}",
+            f"{r.limit_db:.2f}",
+            f"{r.cosine:.5f}",
+            f"{r.inner_product_bias:+.3%}",
+            f"{r.inner_product_correlation:.5f}",
+            f"{r.quantize_per_second / 1e6:.0f}",
+            f"{r.dequantize_per_second / 1e6:.0f}",
+        )
+    return made
+
+
+def plan(result: Plan) -> RenderableType:
+    limit = result.memory_bytes
+    made = table(
+        f"{result.model} ({result.description})\n{result.n_ctx} of {result.n_ctx_train} tokens, weights "
+        f"{format_bytes(result.weights_bytes)}",
+        *("K/V", "bits", "bytes/token", "fixed", "cache", "in all"),
+        *([f"longest in {format_bytes(limit)}"] if limit is not None else []),
+    )
+    refused = []
+    for row in result.pairs:
+        if row.refused:
+            refused.append(Text(row.refused, style="yellow"))
+            continue
+        made.add_row(
+            str(row.pair),
+            f"{row.pair.bits_per_value:.2f}",
+            str(row.bytes_per_token),
+            format_bytes(row.fixed_bytes),
+            format_bytes(row.cache_bytes),
+            format_bytes(row.total_bytes),
+            *([str(row.longest or "none")] if limit is not None else []),
+        )
+    return Group(made, *refused)
+
+
+def evaluation(result: Evaluation) -> RenderableType:
+    made = table(
+        f"{result.model} ({result.description})\n{result.scored_tokens} tokens scored in {result.chunks} chunks "
+        f"of {result.n_ctx}; at most {format_bytes(result.needed_bytes)} of memory",
+        *("K/V", "bits", "cache", "perplexity", "mean KLD", "same top %", "tok/s"),
+    )
+    tails = table(
+        "KL divergence of the worst tokens, and keys recalled by depth", "K/V", "99 %", "99.9 %", "max"
+    )
+    for answer in result.pairs[0].recall:
+        tails.add_column(f"at {answer.depth:.0%}", justify="right")
+    for row in result.pairs:
+        made.add_row(
+            str(row.pair),
+            f"{row.bits_per_value:.2f}",
+            format_bytes(row.cache_bytes),
+            _estimate(row.perplexity, 2),
+            _estimate(row.divergence.mean, 5),
+            _estimate(row.same_top, 2, 100),
+            f"{row.tokens_per_second:.0f}",
+        )
+        worst = (row.divergence.p99, row.divergence.p999, row.divergence.max)
+        tails.add_row(str(row.pair), *(f"{x:.4f}" for x in worst), *(f"{r.share:.0%}" for r in row.recall))
+    return Group(made, tails)
+
+
+def comparison(result: Comparison) -> RenderableType:
+    made = table("", "K/V", "same", "differs at", "text")
+    made.columns[-1].justify, made.columns[-1].no_wrap = "left", False
+    made.columns[-1].ratio = 1
+    made.show_lines = True
+    made.add_row(str(result.reference.pair), "", "", result.reference.text)
+    for other in result.continuations:
+        first = other.first_difference
+        pieces = other.generation.pieces
+        text = Text("".join(pieces[:first]))
+        if first is not None:
+            text.append("".join(pieces[first : first + 1]) or "(end)", style="bold reverse")
+            text.append("".join(pieces[first + 1 :]), style="dim")
+        made.add_row(str(other.generation.pair), f"{other.equal_share:.0%}", _number(first), text)
+    return made
+
+
+def generation(result: Generation) -> str:
+    return (
+        f"{result.pair}: {result.prompt_tokens} tokens read at {result.prompt_tokens_per_second:.1f}/s, "
+        f"{len(result.tokens)} written at {result.tokens_per_second:.1f}/s, "
+        f"cache {format_bytes(result.cache_bytes)} for {result.n_ctx} tokens"
+    )
+
+
+def bench(result: Bench) -> Table:
+    depths = sorted({s.depth for s in result.speeds})
+    made = table(
+        f"{result.model} ({result.description}), {result.threads} threads, tokens per second",
+        "K/V",
+        *(f"{what} at {depth}" for depth in depths for what in ("read", "write")),
+    )
+    for pair in dict.fromkeys(s.pair for s in result.speeds):
+        speeds = [s for s in result.speeds if s.pair == pair]
+        made.add_row(str(pair), *(f"{x:.1f}" for s in speeds for x in (s.read, s.write)))
+    return made
+
+
+def _estimate(estimate: Estimate, digits: int, scale: float = 1) -> str:
+    return f"{scale * estimate.value:.{digits}f} ±{scale * estimate.error:.{digits}f}"
+
+
+def _yes(condition: bool) -> str:
+    return "yes" if condition else "no"
+
+
+def _number(value: int | None) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,201 @@
+"""The command: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import llama_tq
+from llama_tq import cli
+from llama_tq.tools import embedded, info, memory
+from llama_tq.tools.errors import InputError
+from llama_tq.tools.pairs import Pair, bits_per_value, cache_types, parse_pairs
+
+PROMPT = "def __init__(self"
+
+
+def run(*arguments: object) -> str:
+    """Standard output of a command that succeeds."""
+    result = CliRunner().invoke(cli.main, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fail(*arguments: object) -> str:
+    """The one line that a command with bad input prints on standard error."""
+    result = CliRunner().invoke(cli.main, [str(a) for a in arguments])
+    assert result.exit_code == 2
+    assert not result.stdout
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("command", [None, *cli.main.commands])
+def test_help(command):
+    text = run(*([command] if command else []), "--help")
+    for parameter in cli.main.commands[command].params if command else ():
+        assert (parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.name.upper()) in text
+        if parameter.param_type_name == "option":
+            assert parameter.help or parameter.name == "seed", parameter.name
+
+
+COMMANDS = {
+    "info": ["info"],
+    "plan": ["plan", "demo", "--memory", "64MiB"],
+    "eval": ["eval", "demo", "--ctx", 512, "--chunks", 1, "--pairs", "tq4_0,q8_0/tq3_0", "--no-recall"],
+    "compare": ["compare", "demo", PROMPT, "-n", 8, "--pairs", "tq4_0,tq2_1"],
+    "run": ["run", "demo", PROMPT, "-n", 8, "-k", "tq4_0", "-v", "tq3_0"],
+    "bench": ["bench", "demo", "--depths", "0,256", "--pairs", "f16,tq4_0"],
+    "benchmark": ["benchmark"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_is_all_of_standard_output(command, tmp_path):
+    """From a process of its own, because llama.cpp writes past Python."""
+    arguments = [sys.executable, "-m", "llama_tq.cli", *map(str, COMMANDS[command]), "--json"]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=True)
+    result = json.loads(done.stdout)
+    assert "llama_" not in done.stderr
+    match command:
+        case "info":
+            assert [t["name"] for t in result["types"]] == [t.name for t in llama_tq.types()]
+            assert sum(tier["active"] for tier in result["tiers"]) == 1
+            assert set(result["backends"][0]["types"]) == set(cache_types())
+        case "plan":
+            assert {row["pair"] for row in result["pairs"]} >= {"f16/f16", "q8_0/q8_0", "tq4_0/tq4_0"}
+            assert all(row["longest"] <= result["n_ctx_train"] for row in result["pairs"])
+        case "eval":
+            pairs = ["f16/f16", "q8_0/q8_0", "q5_0/q5_0", "q4_0/q4_0", "tq4_0/tq4_0", "q8_0/tq3_0"]
+            assert [row["pair"] for row in result["pairs"]] == pairs
+            assert result["pairs"][0]["divergence"]["max"] == 0
+            directory = tmp_path / "eval-demo"
+            assert json.loads((directory / "result.json").read_text()) == result
+            assert all((directory / f"{name}.png").stat().st_size > 5000 for name in ("pareto", "heatmap"))
+        case "compare":
+            assert result["reference"]["text"] == "".join(result["reference"]["pieces"])
+            for other in result["continuations"]:
+                first = other["first_difference"]
+                assert result["reference"]["tokens"][:first] == other["generation"]["tokens"][:first]
+                assert (other["equal_share"] == 1) == (first is None)
+        case "run":
+            assert (result["pair"], len(result["tokens"])) == ("tq4_0/tq3_0", 8)
+        case "bench":
+            assert [(s["pair"], s["depth"]) for s in result["speeds"]] == [
+                (pair, depth) for pair in ("f16/f16", "tq4_0/tq4_0") for depth in (0, 256)
+            ]
+            assert all(s["read"] > 0 and s["write"] > 0 for s in result["speeds"])
+        case "benchmark":
+            check_benchmark(result)
+
+
+def check_benchmark(rows: list[dict]) -> None:
+    """All types in all tiers of the machine; the same error in every tier; the figures of FORMAT.md."""
+    tiers = {k.isa for k in llama_tq.kernels() if k.supported}
+    for name, snr in {"tq4_0": 23.5, "tq3_0": 17.25, "tq2_1": 10.9}.items():
+        ours = [row for row in rows if row["type"] == name]
+        assert {row["tier"] for row in ours} == tiers
+        assert len({row["nmse"] for row in ours}) == 1
+        assert ours[0]["snr_db"] > snr
+    for row in rows:
+        assert row["nmse"] > row["limit"] == 4 ** -row["bits_per_value"]
+        assert row["cosine"] > 0.9
+        assert row["inner_product_correlation"] > 0.9
+        assert abs(row["inner_product_bias"]) < 0.1
+    assert {row["type"] for row in rows if row["tier"] == "ggml"} == {"q8_0", "q5_0", "q4_0", "iq4_nl"}
+
+
+def test_tables(tmp_path):
+    assert "tq3_0" in run("info")
+    text = run("plan", "demo", "--pairs", "tq4_0/tq2_1")
+    assert "tq4_0/tq2_1" in text
+    assert run("run", "demo", PROMPT, "-n", 6).strip()
+    text = run("compare", "demo", PROMPT, "-n", 6, "--pairs", "tq2_1")
+    assert "tq2_1/tq2_1" in text
+    text = run("bench", "demo", "--depths", "0", "--pairs", "tq4_0", "--plot", tmp_path / "speed.png")
+    assert "write at 0" in text
+    assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def test_temperature_is_repeatable():
+    texts = {run("run", "demo", PROMPT, "-n", 12, "--temperature", 1.5, "--seed", seed) for seed in (1, 1, 2)}
+    assert len(texts) == 2
+
+
+def test_bad_models(tmp_path):
+    assert "There is no file" in fail("plan", tmp_path / "absent.gguf")
+    assert "is not a file" in fail("plan", tmp_path)
+    (tmp_path / "text.gguf").write_text("not a model")
+    assert "invalid magic" in fail("run", tmp_path / "text.gguf", "x")
+    (tmp_path / "half.gguf").write_bytes(embedded.MODEL.read_bytes()[: embedded.MODEL.stat().st_size // 2])
+    for command in (["plan"], ["run", "x"], ["compare", "x"], ["bench"]):
+        assert "corrupted or incomplete" in fail(command[0], tmp_path / "half.gguf", *command[1:])
+
+
+def test_bad_types():
+    assert "'tq4' is not a cache type. Did you mean tq4_0" in fail("run", "demo", "x", "-k", "tq4")
+    assert "'zzz' is not a cache type. Known are f32, f16" in fail("plan", "demo", "--pairs", "q8_0/zzz")
+
+
+def test_bad_sizes(tmp_path, monkeypatch):
+    assert "is not an amount of memory" in fail("plan", "demo", "--memory", "much")
+    assert "of weights, more than" in fail("plan", "demo", "--memory", "1KiB")
+    assert "takes 1 to" in fail("plan", "demo", "--ctx", 10**6)
+    assert "is not a list of numbers" in fail("bench", "demo", "--depths", "a,b")
+    assert "Depths 99999 are not possible" in fail("bench", "demo", "--depths", 99999)
+    assert "Ask for at least 1" in fail("run", "demo", "x", "-n", 0)
+    assert "more than the context of" in fail("run", "demo", "x " * 300, "--ctx", 256)
+    monkeypatch.setattr(memory, "available", lambda: 1 << 20)
+    assert "1 MiB are free" in fail("bench", "demo", "--depths", 0)
+
+
+def test_bad_texts(tmp_path):
+    (tmp_path / "short").write_text("Not enough.")
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    out = ["--out", tmp_path / "out"]
+    assert "too few for 1 chunks of 2048" in fail(
+        "eval", "demo", "--text", tmp_path / "short", "--ctx", 2048, *out
+    )
+    assert "is not UTF-8 text (byte 3)" in fail("eval", "demo", "--text", tmp_path / "latin", *out)
+    assert "Cannot read" in fail("eval", "demo", "--text", tmp_path / "absent", *out)
+    assert "There is no text" in fail("eval", embedded.MODEL, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unpatched_llama_cpp_is_named(monkeypatch):
+    monkeypatch.setattr(info.ggml, "is_patched", lambda: False)
+    result = CliRunner().invoke(cli.main, ["info"])
+    assert result.exit_code == 1
+    assert not result.stdout
+    assert "is not the patched one" in result.stderr
+
+
+def test_pairs():
+    assert parse_pairs("q8_0/tq3_0, tq4_0,q8_0/tq3_0") == (Pair("q8_0", "tq3_0"), Pair("tq4_0", "tq4_0"))
+    assert Pair("tq4_0", "tq2_1").bits_per_value == 3.5
+    assert bits_per_value("f16") == 16
+
+
+def test_bytes():
+    assert memory.parse_bytes("8GiB") == 8 << 30
+    assert memory.parse_bytes("1.5 MB") == 1_500_000
+    assert memory.parse_bytes("4096") == 4096
+    assert [memory.format_bytes(n) for n in (7, 2048, 18 << 20, 9 << 30)] == [
+        "7 B",
+        "2 KiB",
+        "18 MiB",
+        "9 GiB",
+    ]
+    with pytest.raises(InputError, match="Write it as"):
+        memory.parse_bytes("8 elephants")
+
+
+def test_command_is_on_the_path():
+    program = Path(sys.executable).parent / ("llama-tq.exe" if os.name == "nt" else "llama-tq")
+    assert "eval" in subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
