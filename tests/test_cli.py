@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import llama_tq
 from llama_tq import cli
-from llama_tq.tools import embedded, info, memory
+from llama_tq.tools import embedded, ggml, memory
 from llama_tq.tools.errors import InputError
 from llama_tq.tools.pairs import Pair, bits_per_value, cache_types, parse_pairs
 
@@ -169,11 +169,14 @@ def test_bad_texts(tmp_path):
 
 
 def test_unpatched_llama_cpp_is_named(monkeypatch):
-    monkeypatch.setattr(info.ggml, "is_patched", lambda: False)
-    result = CliRunner().invoke(cli.main, ["info"])
-    assert result.exit_code == 1
-    assert not result.stdout
-    assert "is not the patched one" in result.stderr
+    monkeypatch.setattr(ggml, "library", lambda _: object())
+    for command in (["info"], ["plan", "demo"], ["benchmark"]):
+        result = CliRunner().invoke(cli.main, command)
+        assert result.exit_code == 1
+        assert not result.stdout
+        assert "is not the patched one" in result.stderr
+    with pytest.raises(InputError, match="is not the patched one"):
+        llama_tq.plan("demo")
 
 
 def test_pairs():

@@ -25,8 +25,24 @@ _out = Console()
 _err = Console(stderr=True)
 
 
+class _Command(click.Command):
+    """Does nothing with a llama_cpp that is not ours."""
+
+    def invoke(self, context: click.Context) -> object:
+        from .tools.ggml import require_patched
+
+        try:
+            require_patched()
+        except InputError as error:
+            _complain(str(error))
+            raise SystemExit(NOT_PATCHED) from None
+        return super().invoke(context)
+
+
 class _Group(click.Group):
     """Turns bad input into one line and exit code 2."""
+
+    command_class = _Command
 
     def invoke(self, context: click.Context) -> object:
         try:
@@ -120,12 +136,9 @@ def info(as_json: bool) -> None:
 
     Exit code 1, and the reason, if the installed llama_cpp is not the patched one.
     """
-    from .tools import info as module
+    from .tools.info import info as run
 
-    if reason := module.problem():
-        _complain(reason)
-        raise SystemExit(NOT_PATCHED)
-    _show(module.info(), as_json, "info")
+    _show(run(), as_json, "info")
 
 
 @main.command()

@@ -12,6 +12,7 @@ import gguf
 import llama_cpp
 import numpy as np
 
+from .errors import InputError
 from .pairs import type_id
 
 _DIRECTORY = Path(llama_cpp.__file__).parent / "lib"
@@ -55,9 +56,13 @@ def library(name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(_DIRECTORY / _PATTERN.format(name)))
 
 
-def is_patched() -> bool:
-    """Whether the installed llama_cpp has the TQ types."""
-    return hasattr(library("ggml-base"), "ggml_tq_type_from_name")
+def require_patched() -> None:
+    """InputError if the installed llama_cpp does not have the TQ types; asking it about them would crash."""
+    if not hasattr(library("ggml-base"), "ggml_tq_type_from_name"):
+        raise InputError(
+            f"llama_cpp {llama_cpp.__version__} in {_DIRECTORY.parent} is not the patched one. "
+            "Install llama-tq again with pip install --force-reinstall, and nothing over it after that."
+        )
 
 
 def version() -> str:

@@ -44,22 +44,9 @@ class Info:
     backends: tuple[ggml.Backend, ...]
 
 
-def problem() -> str | None:
-    """Why the installation does not work, in one line, or None."""
-    again = (
-        "Install llama-tq again, with pip install --force-reinstall, and no other llama-cpp-python after it."
-    )
-    try:
-        import llama_cpp
-    except ImportError as error:
-        return f"llama_cpp cannot be imported: {error}. {again}"
-    if not ggml.is_patched():
-        return f"llama_cpp {llama_cpp.__version__} in {llama_cpp.__path__[0]} is not the patched one. {again}"
-    return None
-
-
 def info() -> Info:
-    """Look at the installation; needs one without a `problem`."""
+    """Look at the installation. Raises InputError if llama_cpp is not the patched one."""
+    ggml.require_patched()
     tiers = {k.isa: k.supported for k in llama_tq.kernels()}
     active = llama_tq.active_isa()
     return Info(

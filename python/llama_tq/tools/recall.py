@@ -102,7 +102,7 @@ class Questions:
         rng = random.Random(0)
         keys = [f"{a}_{b}" for a, b in itertools.permutations(_WORDS, 2)]
         rng.shuffle(keys)
-        table = {key: rng.randrange(1000, 10000) for key in keys}
+        table = {key: str(rng.randrange(1000, 10000)) for key in keys}
         line_tokens = len(model.tokenize(_line(keys[0], table[keys[0]])))
         room = n_ctx - _MARGIN
         lines = min(len(keys), room // line_tokens)
@@ -115,7 +115,7 @@ class Questions:
             )
         keys = keys[:lines]
         examples = keys[:: max(1, lines // _SHOTS)][:_SHOTS]
-        self._text = _dictionary(keys, table) + "".join(_question(k) + f"{table[k]}\n" for k in examples)
+        self._text = _dictionary(keys, table) + "".join(_question(k) + f"{table[k]!r}\n" for k in examples)
         self._table = table
         self._asked = {depth: _around(keys, depth, per_depth, set(examples)) for depth in DEPTHS}
 
@@ -126,7 +126,7 @@ class Questions:
         context.prefill(tokens)
         shares = []
         for depth, keys in self._asked.items():
-            right = sum(self._answer(context, tokens, key) == str(self._table[key]) for key in keys)
+            right = sum(self._answer(context, tokens, key) == repr(self._table[key]) for key in keys)
             shares.append(Recall(depth, right / len(keys), len(keys)))
         return tuple(shares)
 
@@ -148,11 +148,11 @@ class Questions:
         return text.partition("\n")[0].strip()
 
 
-def _line(key: str, value: int) -> str:
-    return f"    {key!r}: {value},\n"
+def _line(key: str, value: str) -> str:
+    return f"    {key!r}: {value!r},\n"
 
 
-def _dictionary(keys: list[str], table: dict[str, int]) -> str:
+def _dictionary(keys: list[str], table: dict[str, str]) -> str:
     return "codes = {\n" + "".join(_line(key, table[key]) for key in keys) + "}\n\n"
 
 

@@ -86,12 +86,13 @@ def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:
 
 
 def plan(result: Plan) -> RenderableType:
-    limit = result.memory_bytes
+    limited = result.memory_bytes is not None
     made = table(
         f"{result.model} ({result.description})\n{result.n_ctx} of {result.n_ctx_train} tokens, weights "
-        f"{format_bytes(result.weights_bytes)}",
+        f"{format_bytes(result.weights_bytes)}"
+        + (f"; the longest context in {format_bytes(result.memory_bytes)}" if limited else ""),
         *("K/V", "bits", "bytes/token", "fixed", "cache", "in all"),
-        *([f"longest in {format_bytes(limit)}"] if limit is not None else []),
+        *(["longest"] if limited else []),
     )
     refused = []
     for row in result.pairs:
@@ -105,15 +106,15 @@ def plan(result: Plan) -> RenderableType:
             format_bytes(row.fixed_bytes),
             format_bytes(row.cache_bytes),
             format_bytes(row.total_bytes),
-            *([str(row.longest or "none")] if limit is not None else []),
+            *([str(row.longest or "none")] if limited else []),
         )
     return Group(made, *refused)
 
 
 def evaluation(result: Evaluation) -> RenderableType:
     made = table(
-        f"{result.model} ({result.description})\n{result.scored_tokens} tokens scored in {result.chunks} chunks "
-        f"of {result.n_ctx}; at most {format_bytes(result.needed_bytes)} of memory",
+        f"{result.model} ({result.description})\n{result.scored_tokens} tokens scored, "
+        f"{result.chunks} chunks of {result.n_ctx}; at most {format_bytes(result.needed_bytes)} of memory",
         *("K/V", "bits", "cache", "perplexity", "mean KLD", "same top %", "tok/s"),
     )
     tails = table(

@@ -19,7 +19,7 @@ import llama_cpp
 import numpy as np
 
 from .. import _memory
-from . import embedded
+from . import embedded, ggml
 from .errors import InputError
 from .pairs import Pair, type_id
 
@@ -90,6 +90,7 @@ class Model:
     """
 
     def __init__(self, model: str | os.PathLike[str], *, weights: bool = True) -> None:
+        ggml.require_patched()
         self.path = resolve(model)
         self.name = DEMO if os.fspath(model) == DEMO else self.path.name
         llama_cpp.llama_backend_init()
@@ -107,6 +108,8 @@ class Model:
             )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.description = self._describe()
+        """Architecture, size and weight type, as llama.cpp puts it."""
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._model)
         self.bos: int | None = (
             llama_cpp.llama_vocab_bos(self._vocab) if llama_cpp.llama_vocab_get_add_bos(self._vocab) else None
@@ -118,13 +121,6 @@ class Model:
     def __exit__(self, *_: object) -> None:
         with native_log():
             llama_cpp.llama_model_free(self._model)
-
-    @property
-    def description(self) -> str:
-        """Architecture, size and weight type, as llama.cpp puts it."""
-        buffer = ctypes.create_string_buffer(256)
-        llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
-        return buffer.value.decode()
 
     def tokenize(self, text: str, *, special: bool = True) -> np.ndarray:
         """int32 tokens of `text`; with `special`, with the start token where the model wants one."""
@@ -143,6 +139,11 @@ class Model:
     def is_end(self, token: int) -> bool:
         """Whether the model ends its text with `token`."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def _describe(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        llama_cpp.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode()
 
     def check_context(self, n_ctx: int) -> int:
         """`n_ctx`, if the model was trained for so many tokens; InputError otherwise."""
