@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import memory
+from .errors import InputError
 from .pairs import RECOMMENDED, REFERENCE, YARDSTICKS, Pair
 from .plan import memory_of
 from .recall import LOOKUPS, Questions, Recall
@@ -103,6 +104,8 @@ def evaluate(
     Raises InputError for bad input, for a text shorter than asked for, and when there is too little memory.
     """
     pairs = (REFERENCE, *(p for p in dict.fromkeys(pairs) if p != REFERENCE))
+    if len(pairs) == 1:
+        raise InputError(f"There is nothing to compare with {REFERENCE}. Name another pair.")
     with Model(model, weights=False) as metadata:
         parts = cut(metadata, text, n_ctx, chunks)
         questions = Questions(metadata, n_ctx) if recall else None

@@ -12,24 +12,25 @@ import numpy as np
 from matplotlib import pyplot
 
 from .bench import Bench
-from .evaluate import Evaluation
+from .evaluate import Evaluation, PairQuality
 from .pairs import REFERENCE, UPSTREAM_TYPES, bits_per_value
 
 
 def pareto(result: Evaluation, path: Path) -> Path:
     """Mean KL divergence against bytes of cache per token; the line joins the pairs that no other beats."""
-    rows = sorted((r for r in result.pairs if r.divergence.mean.value > 0), key=lambda r: r.cache_bytes)
+    rows = sorted(_measured(result), key=lambda r: (r.cache_bytes, r.divergence.mean.value))
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     best, front = float("inf"), []
     for row in rows:
         ours = not {row.pair.k, row.pair.v} <= set(UPSTREAM_TYPES)
-        x, y = row.cache_bytes / result.n_ctx, row.divergence.mean
-        axes.errorbar(x, y.value, y.error, fmt="o" if ours else "s", color="C0" if ours else "C7", capsize=2)
-        axes.annotate(str(row.pair), (x, y.value), (5, 4), textcoords="offset points", fontsize=8)
-        if y.value < best:
-            best = y.value
-            front.append((x, y.value))
+        x, y, error = row.cache_bytes / result.n_ctx, _visible(row), row.divergence.mean.error
+        axes.errorbar(x, y, error, fmt="o" if ours else "s", color="C0" if ours else "C7", capsize=2)
+        axes.annotate(str(row.pair), (x, y), (5, 4), textcoords="offset points", fontsize=8)
+        if y < best:
+            best = y
+            front.append((x, y))
     axes.plot(*zip(*front, strict=True), color="C0", alpha=0.3)
+    axes.margins(x=0.12)
     axes.set(
         xlabel="bytes of cache per token",
         ylabel="mean KL divergence from f16, nats",
@@ -42,18 +43,20 @@ def pareto(result: Evaluation, path: Path) -> Path:
 
 def heatmap(result: Evaluation, path: Path) -> Path:
     """Mean KL divergence by K type and V type; pairs that were not measured are empty."""
-    rows = [r for r in result.pairs if r.pair != REFERENCE]
+    rows = _measured(result)
     ks, vs = (
         sorted({getattr(r.pair, side) for r in rows}, key=bits_per_value, reverse=True) for side in "kv"
     )
     grid = np.full((len(ks), len(vs)), np.nan)
     for row in rows:
-        grid[ks.index(row.pair.k), vs.index(row.pair.v)] = row.divergence.mean.value
+        grid[ks.index(row.pair.k), vs.index(row.pair.v)] = _visible(row)
     figure, axes = pyplot.subplots(figsize=(1.6 + 0.9 * len(vs), 1.4 + 0.7 * len(ks)), layout="constrained")
     image = axes.imshow(np.log10(grid), cmap="viridis_r")
+    middle = np.sqrt(np.nanmin(grid) * np.nanmax(grid))
     for (i, j), value in np.ndenumerate(grid):
         if value == value:
-            axes.text(j, i, f"{value:.4f}", ha="center", va="center", fontsize=8, color="white")
+            color = "black" if value < middle else "white"
+            axes.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=9, color=color)
     axes.set(xlabel="V", ylabel="K", title="mean KL divergence, nats")
     axes.set_xticks(range(len(vs)), vs)
     axes.set_yticks(range(len(ks)), ks)
@@ -73,6 +76,15 @@ def speed(result: Bench, path: Path) -> Path:
     panels[0].legend(fontsize=8)
     figure.suptitle(f"{result.model}, {result.threads} threads")
     return _save(figure, path)
+
+
+def _measured(result: Evaluation) -> list[PairQuality]:
+    return [row for row in result.pairs if row.pair != REFERENCE]
+
+
+def _visible(row: PairQuality) -> float:
+    """The mean divergence, or the least that a logarithmic scale can show: a recurrent model has none."""
+    return max(row.divergence.mean.value, 1e-7)
 
 
 def _save(figure: pyplot.Figure, path: Path) -> Path:

@@ -39,9 +39,8 @@ def _plain(value: Any) -> Any:
 
 def table(title: str, *columns: str) -> Table:
     """A table whose first column is text and whose others are numbers."""
-    made = Table(
-        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    look = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+    made = Table(title=title or None, title_justify="left", title_style="bold", **look)
     for number, column in enumerate(columns):
         made.add_column(column, justify="right" if number else "left", no_wrap=True)
     return made
@@ -65,20 +64,21 @@ def info(result: Info) -> RenderableType:
 
 def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:
     made = table(
-        "N(0, 1) values; speeds of one thread in million values per second",
-        *("type", "tier", "bits", "NMSE", "SNR dB", "to limit", "cosine", "bias", "corr.", "in", "out"),
+        "N(0, 1) values. gap: dB short of the rate-distortion limit. in, out: million\n"
+        "values quantised and dequantised per second by one thread",
+        *("type", "tier", "bits", "NMSE", "SNR dB", "gap", "cosine", "bias", "corr.", "in", "out"),
     )
     for r in rows:
         made.add_row(
             r.type,
             r.tier,
             f"{r.bits_per_value:.1f}",
-            f"{r.nmse:.2e}",
+            f"{r.nmse:.5f}",
             f"{r.snr_db:.2f}",
             f"{r.limit_db:.2f}",
-            f"{r.cosine:.5f}",
-            f"{r.inner_product_bias:+.3%}",
-            f"{r.inner_product_correlation:.5f}",
+            f"{r.cosine:.4f}",
+            f"{r.inner_product_bias:+.1%}",
+            f"{r.inner_product_correlation:.4f}",
             f"{r.quantize_per_second / 1e6:.0f}",
             f"{r.dequantize_per_second / 1e6:.0f}",
         )
@@ -129,7 +129,7 @@ def evaluation(result: Evaluation) -> RenderableType:
             format_bytes(row.cache_bytes),
             _estimate(row.perplexity, 2),
             _estimate(row.divergence.mean, 5),
-            _estimate(row.same_top, 2, 100),
+            _estimate(row.same_top, 1, 100),
             f"{row.tokens_per_second:.0f}",
         )
         worst = (row.divergence.p99, row.divergence.p999, row.divergence.max)
