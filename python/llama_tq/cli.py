@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .tools import defaults
 from .tools.errors import InputError
 
 NOT_PATCHED, INPUT_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
@@ -82,9 +83,11 @@ class _Numbers(click.ParamType):
             raise InputError(f"{value!r} is not a list of numbers. Write it as 0,4096,16384.") from None
 
 
-_model = click.argument("model")
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on standard output."
+)
+_tokens = click.option(
+    "-n", "--tokens", default=defaults.N_TOKENS, show_default=True, help="Tokens to generate."
 )
 _pairs = click.option(
     "--pairs", type=_Pairs(), help="Cache types to try, K/V or one name for both, separated by commas."
@@ -129,6 +132,12 @@ def main() -> None:
     """
 
 
+def _on_model(name: str | None = None) -> Callable[[Callable], click.Command]:
+    """A command whose first argument is a model."""
+    epilog = "MODEL is a GGUF file, or 'demo' for the model inside the package."
+    return lambda function: main.command(name, epilog=epilog)(click.argument("model")(function))
+
+
 @main.command()
 @_json
 def info(as_json: bool) -> None:
@@ -156,8 +165,7 @@ def benchmark(as_json: bool) -> None:
     _show(rows, as_json, "benchmark")
 
 
-@main.command()
-@_model
+@_on_model()
 @click.option("--ctx", type=int, help="Tokens of context.  [default: the model's]")
 @click.option(
     "--memory", type=_Bytes(), help="Memory for everything, such as 8GiB: shows the longest context."
@@ -177,23 +185,20 @@ def plan(
 
     Reads only the metadata: llama.cpp itself lays out the cache, without loading weights, so sliding windows,
     recurrent layers and latent attention count as what they are.
-
-    MODEL is a GGUF file, or 'demo' for the model inside the package.
     """
     from .tools.plan import plan as run
 
-    options = _given(n_ctx=ctx, memory=memory, pairs=pairs)
-    _show(run(model, sequences=parallel, swa_full=swa_full, **options), as_json, "plan")
+    result = run(model, n_ctx=ctx, memory=memory, pairs=pairs, sequences=parallel, swa_full=swa_full)
+    _show(result, as_json, "plan")
 
 
-@main.command(name="eval")
-@_model
+@_on_model("eval")
 @click.option(
     "--text", type=click.Path(path_type=Path), help="Text to measure on, UTF-8.  [default for demo: its own]"
 )
 @_pairs
 @click.option("--yardsticks/--no-yardsticks", default=True, help="Measure q8_0, q5_0 and q4_0 as well.")
-@click.option("--ctx", type=int, help="Tokens per chunk.  [default: 2048]")
+@click.option("--ctx", default=defaults.EVAL_CTX, show_default=True, help="Tokens per chunk.")
 @click.option("--chunks", type=int, help="Chunks to measure.  [default: the whole text]")
 @click.option("--recall/--no-recall", default=True, help="Look up keys that lie far back in the context.")
 @click.option(
@@ -218,8 +223,6 @@ def evaluate(
     Perplexity, KL divergence and same-top share with standard errors, by the protocol of llama-perplexity;
     recall of keys far back; bytes; speed. Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps what
     is finished.
-
-    MODEL is a GGUF file, or 'demo' for the model inside the package.
     """
     from .tools import evaluate as module
     from .tools import plots, render
@@ -227,18 +230,18 @@ def evaluate(
 
     chosen = (*(YARDSTICKS if yardsticks else ()), *(pairs or RECOMMENDED))
     directory = out or Path(f"eval-{Path(model).stem}")
-    options = _given(n_ctx=ctx, chunks=chunks)
     try:
         with _progress() as progress:
             result = module.evaluate(
                 model,
                 _text(model, text),
                 chosen,
+                n_ctx=ctx,
+                chunks=chunks,
                 recall=recall,
                 keep=directory,
                 resume=resume,
                 progress=progress,
-                **options,
             )
     except KeyboardInterrupt:
         _complain(f"Interrupted. What is finished is in {directory}: go on with --resume.")
@@ -252,32 +255,28 @@ def evaluate(
     _err.print(f"Wrote {directory / 'result.json'} and {', '.join(map(str, written))}", highlight=False)
 
 
-@main.command()
-@_model
+@_on_model()
 @click.argument("prompt")
 @_pairs
-@click.option("-n", "--tokens", type=int, help="Tokens to generate.  [default: 128]")
+@_tokens
 @_json
 def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -> None:
     """Continue PROMPT with f16 and with each pair, side by side.
 
     Always the most probable token. The first one that differs from f16's is marked.
-
-    MODEL is a GGUF file, or 'demo' for the model inside the package.
     """
     from .tools.compare import compare as run
 
     with _progress() as progress:
-        result = run(model, prompt, **_given(pairs=pairs, n_tokens=tokens), progress=progress)
+        result = run(model, prompt, pairs, n_tokens=tokens, progress=progress)
     _show(result, as_json, "comparison")
 
 
-@main.command()
-@_model
+@_on_model()
 @click.argument("prompt")
 @click.option("-k", "--type-k", default="f16", show_default=True, help="Type of the K cache.")
 @click.option("-v", "--type-v", default="f16", show_default=True, help="Type of the V cache.")
-@click.option("-n", "--tokens", type=int, help="Tokens to generate.  [default: 128]")
+@_tokens
 @click.option("--ctx", type=int, help="Tokens of context.  [default: as many as needed]")
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token."
@@ -295,18 +294,21 @@ def run(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT, and say how fast that was.
-
-    MODEL is a GGUF file, or 'demo' for the model inside the package.
-    """
+    """Continue PROMPT, and say how fast that was."""
     from .tools import render
     from .tools.generate import generate
     from .tools.pairs import Pair
 
     stream = (lambda _: None) if as_json else (lambda piece: click.echo(piece, nl=False))
-    options = _given(n_tokens=tokens, n_ctx=ctx)
     result = generate(
-        model, prompt, Pair(type_k, type_v), temperature=temperature, seed=seed, on_text=stream, **options
+        model,
+        prompt,
+        Pair(type_k, type_v),
+        n_tokens=tokens,
+        n_ctx=ctx,
+        temperature=temperature,
+        seed=seed,
+        on_text=stream,
     )
     if as_json:
         _show(result, True, "generation")
@@ -315,10 +317,11 @@ def run(
         _err.print(render.generation(result), highlight=False)
 
 
-@main.command()
-@_model
+@_on_model()
 @click.option(
-    "--depths", type=_Numbers(), help="Tokens in the cache.  [default: 0,4096,16384, as far as they fit]"
+    "--depths",
+    type=_Numbers(),
+    help=f"Tokens in the cache.  [default: {','.join(map(str, defaults.DEPTHS))}, as far as they fit]",
 )
 @_pairs
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the speeds into this image file.")
@@ -328,22 +331,15 @@ def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
 
     Reading 512 tokens at once and writing 16 one by one with so many tokens in the cache already, median of
     3.
-
-    MODEL is a GGUF file, or 'demo' for the model inside the package.
     """
     from .tools import plots
     from .tools.bench import bench as run
 
     with _progress() as progress:
-        result = run(model, **_given(pairs=pairs, depths=depths), progress=progress)
+        result = run(model, pairs, depths, progress=progress)
     _show(result, as_json, "bench")
     if plot:
         _err.print(f"Wrote {plots.speed(result, plot)}", highlight=False)
-
-
-def _given(**options: object) -> dict[str, object]:
-    """Those that the user gave, so that the functions' own defaults stay the only ones."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _text(model: str, path: Path | None) -> str:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import memory
+from .defaults import DEPTHS
 from .errors import InputError
 from .pairs import REFERENCE, Pair
 from .plan import memory_of
 from .runtime import BATCH, Context, Model, threads
 
-DEPTHS = (0, 4096, 16384)
 PAIRS = (REFERENCE, *map(Pair.parse, ("q8_0", "q4_0", "tq4_0", "q8_0/tq3_0", "tq3_0")))
 WRITTEN = 16  # tokens decoded one by one for one sample
 READ = BATCH  # tokens decoded at once for one sample
@@ -48,17 +48,18 @@ class Bench:
 
 def bench(
     model: str | os.PathLike[str],
-    pairs: Sequence[Pair] = PAIRS,
+    pairs: Sequence[Pair] | None = None,
     depths: Sequence[int] | None = None,
     *,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Bench:
-    """Time `model` at every depth (by default those of DEPTHS that it takes) with every pair.
+    """Time `model` at every depth (by default those of DEPTHS that it takes) with every pair (PAIRS).
 
     On random tokens and all processors that the process may use.
 
     Raises InputError for a depth that the model's context does not hold, and when there is too little memory.
     """
+    pairs = pairs or PAIRS
     with Model(model, weights=False) as metadata:
         room = metadata.n_ctx_train - READ
         depths = sorted(set(depths)) if depths is not None else [d for d in DEPTHS if d <= room]

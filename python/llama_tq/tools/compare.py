@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .generate import N_TOKENS, Generation, continue_text, prompt_tokens
+from .defaults import N_TOKENS
+from .generate import Generation, continue_text, prompt_tokens
 from .pairs import RECOMMENDED, REFERENCE, Pair
 from .runtime import Model
 
@@ -35,16 +36,17 @@ class Comparison:
 def compare(
     model: str | os.PathLike[str],
     prompt: str,
-    pairs: Sequence[Pair] = RECOMMENDED,
+    pairs: Sequence[Pair] | None = None,
     *,
     n_tokens: int = N_TOKENS,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Comparison:
     """Continue `prompt` with f16 and with every pair, always taking the most probable token.
 
+    By default with the recommended pairs.
     Raises InputError for bad input and for a prompt that does not fit the model's context.
     """
-    pairs = (REFERENCE, *(p for p in dict.fromkeys(pairs) if p != REFERENCE))
+    pairs = (REFERENCE, *(p for p in dict.fromkeys(pairs or RECOMMENDED) if p != REFERENCE))
     with Model(model) as opened:
         tokens = prompt_tokens(opened, prompt, n_tokens)
         made = []

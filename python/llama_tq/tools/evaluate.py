@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import memory
+from .defaults import EVAL_CTX
 from .errors import InputError
 from .pairs import RECOMMENDED, REFERENCE, YARDSTICKS, Pair
 from .plan import memory_of
@@ -19,8 +20,6 @@ from .recall import LOOKUPS, Questions, Recall
 from .runtime import BATCH, Memory, Model
 from .scoring import Scores, cut, score
 from .store import Store
-
-N_CTX = 2048
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,9 @@ Progress = Callable[[str, int, int], None]
 def evaluate(
     model: str | os.PathLike[str],
     text: str,
-    pairs: Sequence[Pair] = (*YARDSTICKS, *RECOMMENDED),
+    pairs: Sequence[Pair] | None = None,
     *,
-    n_ctx: int = N_CTX,
+    n_ctx: int = EVAL_CTX,
     chunks: int | None = None,
     recall: bool = True,
     keep: str | os.PathLike[str] | None = None,
@@ -98,12 +97,14 @@ def evaluate(
 ) -> Evaluation:
     """Compare `pairs` with f16 on `text`: all of it, or its first `chunks` chunks of `n_ctx` tokens.
 
-    `recall` adds key-value lookups. Finished parts are kept in the directory `keep`; with `resume` they are
-    read from there instead of computed, if they come from the same model, text, context and pairs.
+    By default the recommended pairs, and q8_0, q5_0 and q4_0. `recall` adds key-value lookups. Finished parts
+    are kept in the directory `keep`; with `resume` they are read from there instead of computed, if they come
+    from the same model, text, context and pairs.
 
     Raises InputError for bad input, for a text shorter than asked for, and when there is too little memory.
     """
-    pairs = (REFERENCE, *(p for p in dict.fromkeys(pairs) if p != REFERENCE))
+    chosen = pairs if pairs is not None else (*YARDSTICKS, *RECOMMENDED)
+    pairs = (REFERENCE, *(p for p in dict.fromkeys(chosen) if p != REFERENCE))
     if len(pairs) == 1:
         raise InputError(f"There is nothing to compare with {REFERENCE}. Name another pair.")
     with Model(model, weights=False) as metadata:

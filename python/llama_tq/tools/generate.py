@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .defaults import N_TOKENS
 from .errors import InputError
 from .pairs import REFERENCE, Pair
 from .runtime import Context, Model
-
-N_TOKENS = 128
 
 
 @dataclass(frozen=True)

@@ -58,15 +58,16 @@ def plan(
     *,
     n_ctx: int | None = None,
     memory: int | None = None,
-    pairs: Sequence[Pair] = (REFERENCE, *YARDSTICKS, *RECOMMENDED),
+    pairs: Sequence[Pair] | None = None,
     sequences: int = 1,
     swa_full: bool = False,
 ) -> Plan:
     """Memory of `model` with a context of `n_ctx` tokens (its own maximum by default), for every pair.
 
-    `memory` is a limit in bytes for weights, cache and compute buffers together. `sequences` share the
-    context, like the slots of llama-server. Layers with a sliding window keep only that, as in llama-cli and
-    llama-server, or with `swa_full` everything, as in llama_cpp.Llama.
+    By default for the recommended pairs, and f16, q8_0, q5_0 and q4_0. `memory` is a limit in bytes for
+    weights, cache and compute buffers together. `sequences` share the context, like the slots of
+    llama-server. Layers with a sliding window keep only that, as in llama-cli and llama-server, or with
+    `swa_full` everything, as in llama_cpp.Llama.
 
     Raises InputError for a bad model, a context above the model's, and a limit that the weights alone exceed.
     """
@@ -79,7 +80,10 @@ def plan(
                 f"{opened.name} has {format_bytes(weights)} of weights, more than the {format_bytes(memory)} "
                 "given. Give more memory or a smaller model."
             )
-        rows = tuple(_plan_pair(opened, pair, n_ctx, memory, how) for pair in pairs)
+        rows = tuple(
+            _plan_pair(opened, pair, n_ctx, memory, how)
+            for pair in pairs or (REFERENCE, *YARDSTICKS, *RECOMMENDED)
+        )
         return Plan(opened.name, opened.description, n_ctx, opened.n_ctx_train, weights, memory, rows)
 
 

@@ -1,0 +1,7 @@
+"""What is taken when nothing is said; the command's help reads it without loading the functions."""
+
+from __future__ import annotations
+
+EVAL_CTX = 2048  # tokens per chunk
+N_TOKENS = 128  # to generate
+DEPTHS = (0, 4096, 16384)  # tokens in the cache, as far as the model's context goes
