@@ -81,6 +81,7 @@ def values(spec: TypeSpec) -> np.ndarray:
         rng.choice(special, (500, BLOCK)),
         np.where(rng.random((500, BLOCK)) < 0.1, rng.choice(special, (500, BLOCK)), normal(500)),
         on_grid * steps,
+        np.repeat(normal(1000)[:, :1], BLOCK, axis=1),  # several codes, and both signs, may have the price 0
         one_hot,
         np.repeat(special[:, None], BLOCK, axis=1),
         rng.integers(0, 2**32, (500, BLOCK), dtype=np.uint32).view(np.float32),
