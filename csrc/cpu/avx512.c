@@ -7,7 +7,7 @@
 //
 // Dequantise: 16 indices in 32-bit lanes pick from 16 floats that are already multiplied by the scale; no conversion.
 //
-// Dot: VNNI wants one unsigned factor. Levels + 128 are, and what the 128 adds is a second dot product, of 128 with q.
+// Dot: x86_dot.h, with the VNNI instruction for products and sums by fours.
 #include <math.h>
 
 #include "spec.h"
@@ -291,10 +291,9 @@ static inline __m128i book_tq2_1(int c) {
 
 // --- dot product with q8_0 ---
 
+// |q| * (level with the sign of q): no level is -128.
 static inline __m256i dot_quads(__m256i levels, __m256i q) {
-    const __m256i bias = _mm256_set1_epi8(-128), zero = _mm256_setzero_si256();
-    return _mm256_sub_epi32(_mm256_dpbusd_epi32(zero, _mm256_xor_si256(levels, bias), q),
-                            _mm256_dpbusd_epi32(zero, bias, q));
+    return _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(q), _mm256_sign_epi8(levels, q));
 }
 
 #include "x86_dot.h"

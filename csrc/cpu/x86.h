@@ -35,18 +35,20 @@ static inline __m256i tq_low_bits(const unsigned char * low) {
 }
 
 static inline __m256i tq_levels_tq4_0(const tq_block_tq4_0 * x) {
-    const __m128i low = _mm_loadu_si128((const __m128i *) x->low);
-    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(low), _mm_srli_epi16(low, 4), 1);
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) x->low));
+    const __m256i both = _mm256_srlv_epi64(low, _mm256_setr_epi64x(0, 0, 4, 4));
     const __m128i book = _mm_loadu_si128((const __m128i *) tq_codebook_tq4_0[x->scale[1] >> 7]);
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(book), _mm256_and_si256(both, _mm256_set1_epi8(15)));
 }
 
+// The high bit goes to the top of its byte, where it chooses between the two halves of the codebook.
 static inline __m256i tq_levels_tq3_0(const tq_block_tq3_0 * x) {
-    const __m256i shift = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(tq_load_i32(x->high)), shift);
-    const __m256i bit2 = _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi8(1)), 2);
-    const __m256i book = _mm256_set1_epi64x(tq_load_i64(tq_codebook_tq3_0[x->scale[1] >> 7]));
-    return _mm256_shuffle_epi8(book, _mm256_or_si256(tq_low_bits(x->low), bit2));
+    const signed char * book = tq_codebook_tq3_0[x->scale[1] >> 7];
+    const __m256i shift = _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    const __m256i high = _mm256_sllv_epi32(_mm256_set1_epi32(tq_load_i32(x->high)), shift);
+    const __m256i low = tq_low_bits(x->low);
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(_mm256_set1_epi32(tq_load_i32(book)), low),
+                              _mm256_shuffle_epi8(_mm256_set1_epi32(tq_load_i32(book + 4)), low), high);
 }
 
 static inline __m256i tq_levels_tq2_1(const tq_block_tq2_1 * x) {

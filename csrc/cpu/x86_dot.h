@@ -6,20 +6,27 @@
 #include "tq_kernels.h"
 #include "x86.h"
 
+// The first 16 bits of four blocks, twice. Put together by the integer units, which have nothing else to do.
+static inline __m128i first_words(const void * x, size_t bytes) {
+    const unsigned char * p = x;
+    unsigned long long words = 0;
+    for (int i = 0; i < 4; i++) {
+        words |= (unsigned long long) tq_load_u16(p + (size_t) i * bytes) << 16 * i;
+    }
+    return _mm_set1_epi64x((long long) words);
+}
+
 // Lane i is scale 0, lane 4 + i is scale 1 of block i, times the d of its q8_0 block.
-static inline __m256 dot_scales(const unsigned char * x, size_t bytes, const tq_block_q8_0 * y) {
-    const __m256i word = _mm256_broadcastsi128_si256(
-        _mm_setr_epi32(tq_load_u16(x), tq_load_u16(x + bytes), tq_load_u16(x + 2 * bytes), tq_load_u16(x + 3 * bytes)));
-    const __m256i field = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 0, 0, 0, 5, 5, 5, 5));
+static inline __m256 dot_scales(const void * x, size_t bytes, const tq_block_q8_0 * y) {
+    const __m256i word = _mm256_cvtepu16_epi32(first_words(x, bytes));
     const __m256i exponent = _mm256_and_si256(word, _mm256_set1_epi32(31 << 10));
+    const __m256i field = _mm256_sllv_epi32(word, _mm256_setr_epi32(20, 20, 20, 20, 15, 15, 15, 15));
+    const __m256i step = _mm256_and_si256(field, _mm256_set1_epi32(15 << 20));
+    const __m256i sign = _mm256_and_si256(_mm256_slli_epi32(field, 7), _mm256_set1_epi32(INT32_MIN));
     const __m256i code8e = _mm256_add_epi32(_mm256_slli_epi32(exponent, 13), _mm256_set1_epi32(TQ_CODE_BIAS << 20));
-    const __m256i step = _mm256_slli_epi32(_mm256_and_si256(field, _mm256_set1_epi32(15)), 20);
-    const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(field, _mm256_set1_epi32(16)), 27);
     const __m256i bits = _mm256_or_si256(_mm256_add_epi32(code8e, step), sign);
-    const __m256i zero = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
-    const __m128 d = _mm_cvtph_ps(
-        _mm_setr_epi16(tq_load_u16(y), tq_load_u16(y + 1), tq_load_u16(y + 2), tq_load_u16(y + 3), 0, 0, 0, 0));
-    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_andnot_si256(zero, bits)), _mm256_set_m128(d, d));
+    const __m256i scale = _mm256_sign_epi32(bits, exponent); // 0 where e is
+    return _mm256_mul_ps(_mm256_castsi256_ps(scale), _mm256_cvtph_ps(first_words(y, sizeof(*y))));
 }
 
 // The same for one block: lanes 0-3 are scale 0, lanes 4-7 scale 1.
