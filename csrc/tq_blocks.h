@@ -29,6 +29,6 @@ typedef struct {
 
 // ggml's q8_0, the activations of the dot products.
 typedef struct {
-    unsigned short d; // IEEE half
+    unsigned char d[2]; // IEEE half, little endian
     signed char qs[TQ_BLOCK];
 } tq_block_q8_0;

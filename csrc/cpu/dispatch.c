@@ -16,6 +16,7 @@ static const struct tq_type_info types[TQ_TYPE_COUNT] = {
     _Static_assert(sizeof(tq_block_##name) == bytes, "size of tq_block_" #name);
 #include "../types.def"
 #undef TQ_TYPE
+_Static_assert(sizeof(tq_block_q8_0) == 34, "size of tq_block_q8_0");
 
 const struct tq_type_info * tq_type_info(int type) {
     return type >= 0 && type < TQ_TYPE_COUNT ? &types[type] : NULL;

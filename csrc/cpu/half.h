@@ -5,8 +5,9 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline float tq_half_to_float(uint16_t h) {
-    const int exponent = h >> 10 & 31;
+static inline float tq_half_to_float(const unsigned char bytes[2]) {
+    const unsigned h = bytes[0] | (unsigned) bytes[1] << 8;
+    const int exponent = (int) (h >> 10 & 31);
     const float mantissa = (float) (h & 1023);
     const float magnitude = exponent == 31  ? (mantissa != 0.0f ? NAN : INFINITY)
                             : exponent == 0 ? ldexpf(mantissa, -24)

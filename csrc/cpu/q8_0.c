@@ -13,7 +13,9 @@ void tq_quantize_row_q8_0(const float * x, void * y, int64_t n) {
         }
         const float d = amax / 127.0f;
         const float inverse = d >= FLT_MIN ? 1.0f / d : 0.0f; // ggml overflows below
-        block->d = tq_half_from_float(d);
+        const uint16_t half = tq_half_from_float(d);
+        block->d[0] = (uint8_t) half;
+        block->d[1] = (uint8_t) (half >> 8);
         for (int j = 0; j < TQ_BLOCK; j++) {
             block->qs[j] = (int8_t) roundf(x[j] * inverse);
         }

@@ -75,8 +75,9 @@ static struct choice search(const struct tq_spec * s, const int8_t * book, const
 static void quantize_block(const struct tq_spec * s, const float * input, uint8_t * y, size_t bytes) {
     float x[TQ_BLOCK];
     float amax[2] = {0.0f, 0.0f};
+    memcpy(x, input, sizeof(x));
     for (int i = 0; i < TQ_BLOCK; i++) {
-        const float v = isnan(input[i]) ? 0.0f : input[i];
+        const float v = isnan(x[i]) ? 0.0f : x[i];
         x[i] = v > TQ_MAGNITUDE_MAX ? TQ_MAGNITUDE_MAX : v < -TQ_MAGNITUDE_MAX ? -TQ_MAGNITUDE_MAX : v;
         const float magnitude = fabsf(x[i]);
         amax[i >> 4] = magnitude > amax[i >> 4] ? magnitude : amax[i >> 4];
@@ -146,26 +147,26 @@ static void dequantize(enum tq_type type, const uint8_t * x, size_t bytes, float
     for (int64_t b = 0; b < n / TQ_BLOCK; b++) {
         float scale[2];
         int8_t levels[TQ_BLOCK];
+        float values[TQ_BLOCK];
         decode_block(&tq_specs[type], x + (size_t) b * bytes, scale, levels);
         for (int v = 0; v < TQ_BLOCK; v++) {
-            y[b * TQ_BLOCK + v] = scale[v >> 4] * (float) levels[v];
+            values[v] = scale[v >> 4] * (float) levels[v];
         }
+        memcpy(y + b * TQ_BLOCK, values, sizeof(values));
     }
 }
 
-static float vec_dot(enum tq_type type, const uint8_t * x, size_t bytes, const uint8_t * y, int64_t n) {
+static float vec_dot(enum tq_type type, const uint8_t * x, size_t bytes, const tq_block_q8_0 * y, int64_t n) {
     float sum = 0.0f;
-    for (int64_t b = 0; b < n / TQ_BLOCK; b++) {
+    for (int64_t b = 0; b < n / TQ_BLOCK; b++, y++) {
         float scale[2];
         int8_t levels[TQ_BLOCK];
         decode_block(&tq_specs[type], x + (size_t) b * bytes, scale, levels);
-        tq_block_q8_0 q;
-        memcpy(&q, y + (size_t) b * sizeof(q), sizeof(q));
         int dot[2] = {0, 0};
         for (int v = 0; v < TQ_BLOCK; v++) {
-            dot[v >> 4] += levels[v] * q.qs[v];
+            dot[v >> 4] += levels[v] * y->qs[v];
         }
-        sum += tq_half_to_float(q.d) * (scale[0] * (float) dot[0] + scale[1] * (float) dot[1]);
+        sum += tq_half_to_float(y->d) * (scale[0] * (float) dot[0] + scale[1] * (float) dot[1]);
     }
     return sum;
 }
