@@ -1,0 +1,145 @@
+// Refusals: what would fail, abort or lose its accuracy later is said when a context is made.
+#include "llama-tq.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "llama-arch.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+namespace {
+
+const char * const plain_types = "f16 or bf16";
+
+// One half of the cache, for one layer.
+struct half {
+    const char * name;
+    ggml_type type;
+    int head_size;
+};
+
+std::string head_size_reason(const half & h, uint32_t il) {
+    if (!llama_tq_is(h.type) || h.head_size % TQ_BLOCK == 0) {
+        return "";
+    }
+    return format("%s cache type %s needs head sizes that are multiples of %d, and layer %u has %d; use %s for %s",
+                  h.name, ggml_type_name(h.type), TQ_BLOCK, il, h.head_size, plain_types, h.name);
+}
+
+// Asks the device as the scheduler will; there, a type that it cannot store ends the process.
+std::string device_reason(ggml_backend_dev_t dev, const half & k, const half & v, bool flash_attn) {
+    const ggml_init_params init = {16 * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true};
+    const ggml_context_ptr holder(ggml_init(init));
+    ggml_context * ctx = holder.get();
+    const int n_rows = 256;
+
+    ggml_tensor * cache[2];
+    const half * const halves[2] = {&k, &v};
+    for (int i = 0; i < 2; i++) {
+        const half & h = *halves[i];
+        cache[i] = ggml_new_tensor_2d(ctx, h.type, h.head_size, n_rows);
+        ggml_tensor * rows = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, h.head_size, 1);
+        ggml_tensor * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 1);
+        if (!ggml_backend_dev_supports_op(dev, ggml_set_rows(ctx, cache[i], rows, indices))) {
+            return format("%s cannot hold a %s cache of type %s; keep the cache in main memory (--no-kv-offload, "
+                          "offload_kqv=False) or use f16",
+                          ggml_backend_dev_name(dev), h.name, ggml_type_name(h.type));
+        }
+    }
+    if (!flash_attn || (!llama_tq_is(k.type) && !llama_tq_is(v.type))) {
+        return "";
+    }
+    ggml_tensor * q = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, k.head_size, 1);
+    ggml_tensor * mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, n_rows, 1);
+    if (!ggml_backend_dev_supports_op(dev, ggml_flash_attn_ext(ctx, q, cache[0], cache[1], mask, 1.0f, 0.0f, 0.0f))) {
+        return format("%s has no flash attention for a K cache of type %s with a V cache of type %s; keep the cache in "
+                      "main memory (--no-kv-offload, offload_kqv=False) or use f16",
+                      ggml_backend_dev_name(dev), ggml_type_name(k.type), ggml_type_name(v.type));
+    }
+    return "";
+}
+
+// Why the model cannot run with these cache types and what to do instead, or nothing.
+std::string refusal(const llama_model & model, const llama_context_params & params) {
+    for (const ggml_type type : {params.type_k, params.type_v}) {
+        if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size(type) == 0) {
+            return format("there is no cache type with the id %d", (int) type);
+        }
+    }
+
+    const llama_hparams & hparams = model.hparams;
+    const bool flash_attn = params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED;
+
+    const ggml_type type = llama_tq_is(params.type_k) ? params.type_k : params.type_v;
+    if (llama_tq_is(type)) {
+        const char * name = ggml_type_name(type);
+        if (tq_isa_error()) {
+            return format("cache type %s: %s", name, tq_isa_error());
+        }
+        const char * disabled = std::getenv("LLAMA_ATTN_ROT_DISABLE");
+        if (disabled && std::atoi(disabled)) {
+            return format("cache type %s needs the rotation that LLAMA_ATTN_ROT_DISABLE=%s turns off; unset it, or use "
+                          "q8_0 or f16",
+                          name, disabled);
+        }
+        if (hparams.is_mla() || model.arch == LLM_ARCH_DEEPSEEK4 || hparams.indexer_head_size > 0) {
+            return format("cache type %s does not support the attention of %s models (latent or indexed heads, which "
+                          "are not rotated); use %s",
+                          name, llm_arch_name(model.arch), plain_types);
+        }
+    }
+    if (llama_tq_is(params.type_v)) {
+        const char * name = ggml_type_name(params.type_v);
+        if (model.arch == LLM_ARCH_GROK || model.arch == LLM_ARCH_T5) {
+            return format("V cache type %s needs flash attention, which %s models cannot use; use f16 for V", name,
+                          llm_arch_name(model.arch));
+        }
+        if (!flash_attn) {
+            return format("V cache type %s needs flash attention, which is off; turn it on (--flash-attn on, "
+                          "flash_attn=True) or use f16 for V",
+                          name);
+        }
+    }
+
+    std::vector<ggml_backend_dev_t> asked;
+    for (uint32_t il = 0; il < hparams.n_layer(); il++) {
+        if (!hparams.has_kv(il) || hparams.n_head_kv(il) == 0) {
+            continue;
+        }
+        const half k = {"K", params.type_k, (int) hparams.n_embd_head_k(il)};
+        const half v = {"V", params.type_v, (int) hparams.n_embd_head_v(il)};
+        for (const half & h : {k, v}) {
+            const std::string reason = head_size_reason(h, il);
+            if (!reason.empty()) {
+                return reason;
+            }
+        }
+        if (!llama_tq_is(type)) {
+            continue;
+        }
+        ggml_backend_dev_t dev = params.offload_kqv ? model.dev_layer((int) il) : nullptr;
+        if (dev && std::find(asked.begin(), asked.end(), dev) == asked.end()) {
+            asked.push_back(dev);
+            const std::string reason = device_reason(dev, k, v, flash_attn);
+            if (!reason.empty()) {
+                return reason;
+            }
+        }
+    }
+    return "";
+}
+
+} // namespace
+
+bool llama_tq_refuses(const llama_model & model, const llama_context_params & params) {
+    const std::string reason = refusal(model, params);
+    if (!reason.empty()) {
+        LLAMA_LOG_ERROR("%s\n", reason.c_str());
+    }
+    return !reason.empty();
+}
