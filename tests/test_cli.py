@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import llama_cpp._tq
 import pytest
 from click.testing import CliRunner
 
 import llama_tq
 from llama_tq import cli
-from llama_tq.tools import embedded, ggml, memory
+from llama_tq.tools import embedded, memory
 from llama_tq.tools.errors import InputError
-from llama_tq.tools.pairs import Pair, bits_per_value, cache_types, parse_pairs
+from llama_tq.tools.installed import cache_types
+from llama_tq.tools.pairs import Pair, bits_per_value, parse_pairs
 
 PROMPT = "def __init__(self"
 
@@ -123,6 +127,43 @@ def test_tables(tmp_path):
     assert (tmp_path / "speed.png").stat().st_size > 5000
 
 
+def test_ctrl_c_keeps_what_is_finished(tmp_path):
+    arguments = [
+        "eval",
+        "demo",
+        "--ctx",
+        256,
+        "--chunks",
+        16,
+        "--no-recall",
+        "--pairs",
+        "tq4_0",
+        "--no-yardsticks",
+    ]
+    command = [sys.executable, "-m", "llama_tq.cli", *map(str, arguments), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("chunk-*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert "go on with --resume" in err
+    kept = len(list(tmp_path.glob("chunk-*.npz")))
+    assert 0 < kept < 16
+    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["chunks"] == 16
+
+
+def test_functions_are_what_the_commands_call():
+    for name in llama_tq.__all__:
+        assert getattr(llama_tq, name) is not None
+    result = llama_tq.plan("demo", pairs=[llama_tq.Pair("tq4_0", "tq4_0")])
+    assert json.loads(run("plan", "demo", "--pairs", "tq4_0", "--json"))["pairs"][0]["cache_bytes"] == (
+        result.pairs[0].cache_bytes
+    )
+
+
 def test_temperature_is_repeatable():
     texts = {run("run", "demo", PROMPT, "-n", 12, "--temperature", 1.5, "--seed", seed) for seed in (1, 1, 2)}
     assert len(texts) == 2
@@ -168,8 +209,15 @@ def test_bad_texts(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_unpatched_llama_cpp_is_named(monkeypatch):
-    monkeypatch.setattr(ggml, "library", lambda _: object())
+@pytest.fixture
+def unpatched(monkeypatch):
+    monkeypatch.setattr(llama_cpp._tq, "tq_types", lambda _: {})
+    cache_types.cache_clear()
+    yield
+    cache_types.cache_clear()
+
+
+def test_unpatched_llama_cpp_is_named(unpatched):
     for command in (["info"], ["plan", "demo"], ["benchmark"]):
         result = CliRunner().invoke(cli.main, command)
         assert result.exit_code == 1

@@ -30,10 +30,10 @@ class _Command(click.Command):
     """Does nothing with a llama_cpp that is not ours."""
 
     def invoke(self, context: click.Context) -> object:
-        from .tools.ggml import require_patched
+        from .tools.installed import cache_types
 
         try:
-            require_patched()
+            cache_types()
         except InputError as error:
             _complain(str(error))
             raise SystemExit(NOT_PATCHED) from None

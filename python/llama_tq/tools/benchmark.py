@@ -53,7 +53,6 @@ def benchmark(
     *, values: int = VALUES, seed: int = 0, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> tuple[TypeBenchmark, ...]:
     """Every TQ type in every instruction set that this machine runs, then q8_0, q5_0, q4_0 and iq4_nl."""
-    ggml.require_patched()
     tiers = dict.fromkeys(k.isa for k in llama_tq.kernels() if k.supported)
     work = [(t.name, tier) for t in llama_tq.types() for tier in tiers] + [
         (name, "ggml") for name in YARDSTICKS

@@ -12,8 +12,7 @@ import gguf
 import llama_cpp
 import numpy as np
 
-from .errors import InputError
-from .pairs import type_id
+from .pairs import block, type_id
 
 _DIRECTORY = Path(llama_cpp.__file__).parent / "lib"
 _PATTERN = {"win32": "{}.dll", "darwin": "lib{}.dylib"}.get(sys.platform, "lib{}.so")
@@ -56,15 +55,6 @@ def library(name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(_DIRECTORY / _PATTERN.format(name)))
 
 
-def require_patched() -> None:
-    """InputError if the installed llama_cpp does not have the TQ types; asking it about them would crash."""
-    if not hasattr(library("ggml-base"), "ggml_tq_type_from_name"):
-        raise InputError(
-            f"llama_cpp {llama_cpp.__version__} in {_DIRECTORY.parent} is not the patched one. "
-            "Install llama-tq again with pip install --force-reinstall, and nothing over it after that."
-        )
-
-
 def version() -> str:
     """ggml's version."""
     return _function("ggml-base", "ggml_version", ctypes.c_char_p)().decode()
@@ -73,8 +63,8 @@ def version() -> str:
 def quantize(x: np.ndarray, name: str) -> np.ndarray:
     """float32 (values,) to the uint8 blocks that the CPU backend stores in a cache of this type."""
     get = _function("ggml-cpu", "ggml_get_type_traits_cpu", ctypes.POINTER(_TypeTraitsCpu), ctypes.c_int)
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(type_id(name))]
-    out = np.empty(x.size // block * size, np.uint8)
+    values, size = block(name)
+    out = np.empty(x.size // values * size, np.uint8)
     get(type_id(name)).contents.from_float(x.ctypes.data, out.ctypes.data, x.size)
     return out
 
@@ -82,8 +72,8 @@ def quantize(x: np.ndarray, name: str) -> np.ndarray:
 def dequantize(blocks: np.ndarray, name: str) -> np.ndarray:
     """uint8 blocks to the float32 values that attention sees."""
     get = _function("ggml-base", "ggml_get_type_traits", ctypes.POINTER(_TypeTraits), ctypes.c_int)
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(type_id(name))]
-    out = np.empty(blocks.size // size * block, np.float32)
+    values, size = block(name)
+    out = np.empty(blocks.size // size * values, np.float32)
     get(type_id(name)).contents.to_float(blocks.ctypes.data, out.ctypes.data, out.size)
     return out
 

@@ -9,7 +9,8 @@ from importlib import metadata
 import llama_tq
 
 from . import ggml
-from .pairs import bits_per_value, cache_types
+from .installed import cache_types
+from .pairs import bits_per_value
 
 DISTRIBUTION = "llama-cpp-python"
 
@@ -45,8 +46,7 @@ class Info:
 
 
 def info() -> Info:
-    """Look at the installation. Raises InputError if llama_cpp is not the patched one."""
-    ggml.require_patched()
+    """Look at the installation."""
     tiers = {k.isa: k.supported for k in llama_tq.kernels()}
     active = llama_tq.active_isa()
     return Info(
@@ -55,5 +55,5 @@ def info() -> Info:
         ggml.version(),
         tuple(Type(t.name, t.id, bits_per_value(t.name)) for t in llama_tq.types()),
         tuple(Tier(name, able, name == active) for name, able in tiers.items()),
-        ggml.backends(cache_types()),
+        ggml.backends(tuple(cache_types())),
     )

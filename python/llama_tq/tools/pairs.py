@@ -10,14 +10,7 @@ import gguf
 import llama_tq
 
 from .errors import InputError
-
-# What llama.cpp's own -ctk and -ctv take (kv_cache_types in common/arg.cpp).
-UPSTREAM_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-
-
-def cache_types() -> tuple[str, ...]:
-    """Names of all types that a KV cache can have."""
-    return UPSTREAM_TYPES + tuple(t.name for t in llama_tq.types())
+from .installed import cache_types
 
 
 def check_type(name: str) -> str:
@@ -32,12 +25,22 @@ def check_type(name: str) -> str:
 
 def type_id(name: str) -> int:
     """The `enum ggml_type` value of a cache type."""
-    return int(gguf.GGMLQuantizationType[check_type(name).upper()])
+    return cache_types()[check_type(name)]
+
+
+def is_tq(name: str) -> bool:
+    """Whether the type is one of this project."""
+    return name in (t.name for t in llama_tq.types())
+
+
+def block(name: str) -> tuple[int, int]:
+    """Values and bytes of a block of the type."""
+    return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(type_id(name))]
 
 
 def bits_per_value(name: str) -> float:
     """Bits that one cached value takes."""
-    values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[check_type(name).upper()]]
+    values, size = block(name)
     return 8 * size / values
 
 

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 
 from .bench import Bench
 from .evaluate import Evaluation, PairQuality
-from .pairs import REFERENCE, UPSTREAM_TYPES, bits_per_value
+from .pairs import REFERENCE, bits_per_value, is_tq
 
 
 def pareto(result: Evaluation, path: Path) -> Path:
@@ -22,7 +22,7 @@ def pareto(result: Evaluation, path: Path) -> Path:
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     best, front = float("inf"), []
     for row in rows:
-        ours = not {row.pair.k, row.pair.v} <= set(UPSTREAM_TYPES)
+        ours = is_tq(row.pair.k) or is_tq(row.pair.v)
         x, y, error = row.cache_bytes / result.n_ctx, _visible(row), row.divergence.mean.error
         axes.errorbar(x, y, error, fmt="o" if ours else "s", color="C0" if ours else "C7", capsize=2)
         axes.annotate(str(row.pair), (x, y), (5, 4), textcoords="offset points", fontsize=8)

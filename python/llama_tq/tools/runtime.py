@@ -19,7 +19,7 @@ import llama_cpp
 import numpy as np
 
 from .. import _memory
-from . import embedded, ggml
+from . import embedded
 from .errors import InputError
 from .pairs import Pair, type_id
 
@@ -90,7 +90,6 @@ class Model:
     """
 
     def __init__(self, model: str | os.PathLike[str], *, weights: bool = True) -> None:
-        ggml.require_patched()
         self.path = resolve(model)
         self.name = DEMO if os.fspath(model) == DEMO else self.path.name
         llama_cpp.llama_backend_init()
