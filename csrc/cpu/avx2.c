@@ -38,7 +38,7 @@ static inline void load_tables(struct tables * t, const struct tq_spec * s) {
     }
 }
 
-// |a - level|: a up to 127 + 127 of either; `wide` adds TQ_BIN_BIAS to both sides so that nothing is negative.
+// |a - level|, which must be below 128 unless `wide` says that TQ_BIN_BIAS was added to both: nothing is negative then.
 static inline __m256i distance(__m256i a, __m256i level, bool wide) {
     return wide ? _mm256_or_si256(_mm256_subs_epu8(a, level), _mm256_subs_epu8(level, a))
                 : _mm256_abs_epi8(_mm256_sub_epi8(a, level));

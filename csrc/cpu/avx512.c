@@ -34,7 +34,7 @@ static inline void load_tables(struct tables * t, const struct tq_spec * s) {
     }
 }
 
-// |a - level|; `wide` has TQ_BIN_BIAS added to both, so that nothing is negative.
+// |a - level|, which must be below 128 unless `wide` says that TQ_BIN_BIAS was added to both: nothing is negative then.
 static inline __m512i distance(__m512i a, __m512i level, bool wide) {
     return wide ? _mm512_or_si512(_mm512_subs_epu8(a, level), _mm512_subs_epu8(level, a))
                 : _mm512_abs_epi8(_mm512_sub_epi8(a, level));

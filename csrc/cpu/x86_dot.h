@@ -6,7 +6,8 @@
 #include "tq_kernels.h"
 #include "x86.h"
 
-// The first 16 bits of four blocks, twice. Put together by the integer units, which have nothing else to do.
+// The first 16 bits of four blocks, twice. The integer units put them together, having nothing else to do: inserting
+// them into a register one by one cost 7 % of tq4_0's speed under AVX2 and 14 % under AVX-512 (Zen 5).
 static inline __m128i first_words(const void * x, size_t bytes) {
     const unsigned char * p = x;
     unsigned long long words = 0;
