@@ -185,6 +185,9 @@ def plan(
 
     Reads only the metadata: llama.cpp itself lays out the cache, without loading weights, so sliding windows,
     recurrent layers and latent attention count as what they are.
+
+    \b
+    llama-tq plan model.gguf --ctx 32768 --memory 8GiB
     """
     from .tools.plan import plan as run
 
@@ -223,6 +226,9 @@ def evaluate(
     Perplexity, KL divergence and same-top share with standard errors, by the protocol of llama-perplexity;
     recall of keys far back; bytes; speed. Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps what
     is finished.
+
+    \b
+    llama-tq eval model.gguf --text wiki.txt --pairs tq4_0,q8_0/tq3_0 --chunks 20
     """
     from .tools import evaluate as module
     from .tools import plots, render
@@ -264,6 +270,9 @@ def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -
     """Continue PROMPT with f16 and with each pair, side by side.
 
     Always the most probable token. The first one that differs from f16's is marked.
+
+    \b
+    llama-tq compare demo "def test_empty(self):" --pairs tq4_0,tq3_0
     """
     from .tools.compare import compare as run
 
@@ -294,7 +303,11 @@ def run(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT, and say how fast that was."""
+    """Continue PROMPT, and say how fast that was.
+
+    \b
+    llama-tq run model.gguf "Once upon a time" --type-k q8_0 --type-v tq4_0
+    """
     from .tools import render
     from .tools.generate import generate
     from .tools.pairs import Pair
@@ -331,6 +344,9 @@ def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
 
     Reading 512 tokens at once and writing 16 one by one with so many tokens in the cache already, median of
     3.
+
+    \b
+    llama-tq bench model.gguf --depths 0,8192,32768 --plot speed.png
     """
     from .tools import plots
     from .tools.bench import bench as run

@@ -71,15 +71,11 @@ class Pair:
 
 
 REFERENCE = Pair("f16", "f16")
-YARDSTICKS = (Pair("q8_0", "q8_0"), Pair("q5_0", "q5_0"), Pair("q4_0", "q4_0"))
-RECOMMENDED = (
-    Pair("q8_0", "tq4_0"),
-    Pair("q8_0", "tq3_0"),
-    Pair("tq4_0", "tq4_0"),
-    Pair("tq4_0", "tq3_0"),
-    Pair("tq4_0", "tq2_1"),
-    Pair("tq3_0", "tq3_0"),
+YARDSTICKS = tuple(map(Pair.parse, ("q8_0", "q5_0", "q4_0")))
+RECOMMENDED = tuple(
+    map(Pair.parse, ("q8_0/tq4_0", "q8_0/tq3_0", "q5_0/tq4_0", "tq4_0", "tq4_0/tq3_0", "tq3_0"))
 )
+"""From large to small. K needs more bits than V; see GUIDE.md for the measurements."""
 
 
 def parse_pairs(text: str) -> tuple[Pair, ...]:

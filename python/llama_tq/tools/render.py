@@ -115,17 +115,14 @@ def evaluation(result: Evaluation) -> RenderableType:
     made = table(
         f"{result.model} ({result.description})\n{result.scored_tokens} tokens scored, "
         f"{result.chunks} chunks of {result.n_ctx}; at most {format_bytes(result.needed_bytes)} of memory",
-        *("K/V", "bits", "cache", "perplexity", "mean KLD", "same top %", "tok/s"),
+        *("K/V", "cache", "perplexity", "mean KLD", "same top %", "tok/s"),
     )
-    tails = table(
-        "KL divergence of the worst tokens, and keys recalled by depth", "K/V", "99 %", "99.9 %", "max"
-    )
-    for answer in result.pairs[0].recall:
-        tails.add_column(f"at {answer.depth:.0%}", justify="right")
+    depths = [f"at {answer.depth:.0%}" for answer in result.pairs[0].recall]
+    title = "KL divergence of the worst tokens" + (", and keys recalled by depth" if depths else "")
+    tails = table(title, "K/V", "99 %", "99.9 %", "max", *depths)
     for row in result.pairs:
         made.add_row(
             str(row.pair),
-            f"{row.bits_per_value:.2f}",
             format_bytes(row.cache_bytes),
             _estimate(row.perplexity, 2),
             _estimate(row.divergence.mean, 5),
