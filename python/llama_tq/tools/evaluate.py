@@ -144,12 +144,14 @@ def evaluate(
             answers[pair] = kept
         progress("done", total, total)
 
-    rows = tuple(
-        _summarise(pair, Scores.join([s[pair] for s in scores]), memories[pair].cache, answers.get(pair, ()))
-        for pair in pairs
-    )
-    scored = sum(len(part.targets) for part in parts)
-    return Evaluation(opened.name, opened.description, n_ctx, len(parts), scored, needed, rows)
+        rows = tuple(
+            _summarise(
+                pair, Scores.join([s[pair] for s in scores]), memories[pair].cache, answers.get(pair, ())
+            )
+            for pair in pairs
+        )
+        scored = sum(len(part.targets) for part in parts)
+        return Evaluation(opened.name, opened.description, n_ctx, len(parts), scored, needed, rows)
 
 
 def needed_memory(model: Model, memories: Iterable[Memory], n_ctx: int) -> int:
