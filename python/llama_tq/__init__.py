@@ -4,7 +4,7 @@
 >>> b = llama_tq.quantize(x, "tq4_0")  # float32 (..., n) -> uint8 (..., n / 32 * 18)
 >>> llama_tq.dequantize(b, "tq4_0")  # and back to float32 (..., n)
 
-``llama_tq.reference`` is the same in NumPy, and the definition of the bytes. ``info``, ``plan``,
+``llama_tq.reference`` is the same in NumPy, and the definition of the bytes. ``info``, ``demo``, ``plan``,
 ``evaluate``, ``compare``, ``generate``, ``bench`` and ``benchmark`` do what the commands of ``llama-tq``
 print.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .tools.bench import bench
     from .tools.benchmark import benchmark
     from .tools.compare import compare
+    from .tools.demo import demo
     from .tools.errors import InputError
     from .tools.evaluate import evaluate
     from .tools.generate import generate
@@ -35,7 +36,7 @@ _MODULES = {
     "tools.pairs": ("Pair",),
     **{
         f"tools.{name}": (name,)
-        for name in ("bench", "benchmark", "compare", "evaluate", "generate", "info", "plan")
+        for name in ("bench", "benchmark", "compare", "demo", "evaluate", "generate", "info", "plan")
     },
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -48,6 +49,7 @@ __all__ = [
     "bench",
     "benchmark",
     "compare",
+    "demo",
     "dequantize",
     "dot",
     "evaluate",

@@ -152,6 +152,21 @@ def info(as_json: bool) -> None:
 
 @main.command()
 @_json
+def demo(as_json: bool) -> None:
+    """Try the cache types on the model inside the package.
+
+    Continues a text it has not seen with f16 and with the TQ types, and compares the predictions, the size
+    and the speed of generation with llama.cpp's own types.
+    """
+    from .tools.demo import demo as run
+
+    with _progress() as progress:
+        result = run(progress=progress)
+    _show(result, as_json, "demo")
+
+
+@main.command()
+@_json
 def benchmark(as_json: bool) -> None:
     """Error and speed of every type, without a model.
 

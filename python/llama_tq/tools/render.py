@@ -14,11 +14,12 @@ from rich.text import Text
 from .bench import Bench
 from .benchmark import TypeBenchmark
 from .compare import Comparison
+from .demo import Demo
 from .evaluate import Estimate, Evaluation
 from .generate import Generation
 from .info import Info
 from .memory import format_bytes
-from .pairs import Pair
+from .pairs import YARDSTICKS, Pair
 from .plan import Plan
 
 
@@ -132,6 +133,29 @@ def evaluation(result: Evaluation) -> RenderableType:
         worst = (row.divergence.p99, row.divergence.p999, row.divergence.max)
         tails.add_row(str(row.pair), *(f"{x:.4f}" for x in worst), *(f"{r.share:.0%}" for r in row.recall))
     return Group(made, tails)
+
+
+def demo(result: Demo) -> RenderableType:
+    texts = []
+    for made in result.generations:
+        if made.pair not in YARDSTICKS:
+            texts.append(Text.assemble((f"\n{made.pair}\n", "bold"), (result.prompt, "dim"), made.text))
+    measured = result.evaluation
+    figures = table(
+        f"\n{measured.scored_tokens} held-out tokens, {measured.n_ctx // 2} to {measured.n_ctx} deep",
+        *("K/V", "bits", "cache MiB", "mean KLD", "99.9 % KLD", "same top %", "tok/s"),
+    )
+    for row, made in zip(measured.pairs, result.generations, strict=True):
+        figures.add_row(
+            str(row.pair),
+            f"{row.bits_per_value:.2f}",
+            f"{row.cache_bytes / 2**20:.2f}",
+            f"{row.divergence.mean.value:.5f}",
+            f"{row.divergence.p999:.4f}",
+            f"{100 * row.same_top.value:.2f}",
+            f"{made.tokens_per_second:.0f}",
+        )
+    return Group(*texts, figures)
 
 
 def comparison(result: Comparison) -> RenderableType:
