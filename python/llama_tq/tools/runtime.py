@@ -18,37 +18,32 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from .. import _memory
+from .. import _native
 from . import embedded
 from .errors import InputError
 from .pairs import Pair, type_id
 
 DEMO = "demo"
 BATCH = 512  # tokens that one decode call takes
-_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _log = logging.getLogger("llama_tq.native")
-_errors: list[str] = []
-
-
-@llama_cpp.llama_log_callback
-def _on_log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-    line = text.decode(errors="replace").rstrip()
-    if level == _ERROR and line:
-        _errors.append(line.partition(": ")[2] or line)
-    _log.debug("%s", line)
 
 
 @contextlib.contextmanager
 def native_log() -> Iterator[list[str]]:
-    """Inside, llama.cpp's log goes to the logger `llama_tq.native`; yields the list of its error lines."""
-    previous, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-    llama_cpp.llama_log_get(ctypes.byref(previous), ctypes.byref(data))
-    _errors.clear()
-    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(None))
+    """Inside, llama.cpp's log is kept back; afterwards the list that this yields holds its errors.
+
+    All of it goes to the logger `llama_tq.native` at debug level.
+    """
+    errors: list[str] = []
+    _native.begin_log()
     try:
-        yield _errors
+        yield errors
     finally:
-        llama_cpp.llama_log_set(previous, data)
+        for level, text in _native.end_log():
+            line = text.decode(errors="replace").rstrip()
+            _log.debug("%s", line)
+            if level == _native.LOG_ERROR and line:
+                errors.append(line.partition(": ")[2] or line)
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:
@@ -220,7 +215,7 @@ class Context:
     @property
     def memory(self) -> Memory:
         """What llama.cpp has allocated, or would have, without weights."""
-        return Memory(*_memory.breakdown(self._address))
+        return Memory(*_native.memory_of(self._address))
 
     @property
     def _address(self) -> int:
