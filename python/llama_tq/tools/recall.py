@@ -16,7 +16,7 @@ from .errors import InputError
 from .runtime import Context, Model
 
 DEPTHS = (0.1, 0.5, 0.9)  # where in the dictionary the keys lie: 0 is its start, farthest from the question
-LOOKUPS = 8  # per depth
+LOOKUPS = 16  # per depth
 _SHOTS = 3  # lookups shown with their answers, so that the model knows the form
 _MARGIN = 160  # tokens kept for these, the question and the answer
 _WORDS = [
