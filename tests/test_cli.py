@@ -20,6 +20,7 @@ from llama_tq.tools import embedded, memory
 from llama_tq.tools.errors import InputError
 from llama_tq.tools.installed import cache_types
 from llama_tq.tools.pairs import Pair, bits_per_value, parse_pairs
+from tiny_models import MODELS
 
 PROMPT = "def __init__(self"
 
@@ -179,6 +180,11 @@ def test_bad_models(tmp_path):
         assert "corrupted or incomplete" in fail(command[0], tmp_path / "half.gguf", *command[1:])
 
 
+def test_models_that_cannot_write(tmp_path):
+    MODELS["grouped_query"].write(tmp_path / "mute.gguf")
+    assert "has no tokenizer" in fail("run", tmp_path / "mute.gguf", "x")
+
+
 def test_bad_types():
     assert "'tq4' is not a cache type. Did you mean tq4_0" in fail("run", "demo", "x", "-k", "tq4")
     assert "'zzz' is not a cache type. Known are f32, f16" in fail("plan", "demo", "--pairs", "q8_0/zzz")
@@ -189,6 +195,7 @@ def test_bad_sizes(tmp_path, monkeypatch):
     assert "of weights, more than" in fail("plan", "demo", "--memory", "1KiB")
     assert "takes 1 to" in fail("plan", "demo", "--ctx", 10**6)
     assert "is not a list of numbers" in fail("bench", "demo", "--depths", "a,b")
+    assert "Ask for at least 1" in fail("eval", "demo", "--chunks", 0, "--out", tmp_path / "out")
     assert "Depths 99999 are not possible" in fail("bench", "demo", "--depths", 99999)
     assert "Ask for at least 1" in fail("run", "demo", "x", "-n", 0)
     assert "more than the context of" in fail("run", "demo", "x " * 300, "--ctx", 256)

@@ -118,6 +118,8 @@ class Model:
 
     def tokenize(self, text: str, *, special: bool = True) -> np.ndarray:
         """int32 tokens of `text`; with `special`, with the start token where the model wants one."""
+        if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise InputError(f"{self.name} has no tokenizer. Take a model that has one.")
         data = text.encode()
         tokens = np.empty(len(data) + 2, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -241,11 +243,12 @@ class Context:
                 f"llama.cpp cannot decode {n} tokens at {position} with the cache {self.pair}: {reason}"
             )
         shape = (outputs, self.model.n_vocab)
-        return (
-            np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape)
-            if outputs
-            else np.empty(shape)
-        )
+        if not outputs:
+            return np.empty(shape, np.float32)
+        logits = llama_cpp.llama_get_logits(self._context)
+        if not logits:
+            raise InputError(f"{self.model.name} does not predict tokens. Take a model that generates text.")
+        return np.ctypeslib.as_array(logits, shape)
 
     def prefill(self, tokens: np.ndarray, position: int = 0) -> np.ndarray:
         """Append any number of tokens; returns the logits (n_vocab,) after the last."""

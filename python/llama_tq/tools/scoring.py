@@ -61,6 +61,8 @@ def cut(model: Model, text: str, n_ctx: int, chunks: int | None) -> list[Chunk]:
     model.check_context(n_ctx)
     if n_ctx < 8:
         raise InputError(f"A context of {n_ctx} tokens is too short to score anything. Take at least 8.")
+    if chunks is not None and chunks < 1:
+        raise InputError(f"{chunks} chunks cannot be measured. Ask for at least 1.")
     tokens = model.tokenize(text)
     possible = len(tokens) // n_ctx
     if possible < (chunks or 1):
