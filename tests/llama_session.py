@@ -39,10 +39,18 @@ class Session:
         unified: bool = True,
         flash_attention: int = api.LLAMA_FLASH_ATTN_TYPE_ENABLED,
         swa_full: bool = False,
+        device: int | None = None,
+        offload_cache: bool = True,
     ) -> None:
         self._stack = contextlib.ExitStack()
-        model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+        model_params = api.llama_model_default_params()
+        if device is not None:  # a ggml_backend_dev_t, which takes all layers
+            self._devices = (ctypes.c_void_p * 2)(device, None)
+            model_params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+            model_params.n_gpu_layers = 99
+        model = api.llama_model_load_from_file(str(path).encode(), model_params)
         assert model is not None
+        self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
         self._stack.callback(api.llama_model_free, model)
         params = api.llama_context_default_params()
         params.type_k = cache_type(type_k, "type_k")
@@ -54,6 +62,7 @@ class Session:
         params.n_threads = params.n_threads_batch = 2
         params.flash_attn_type = flash_attention
         params.swa_full = swa_full
+        params.offload_kqv = offload_cache
         with native_errors() as errors:
             self.context = api.llama_init_from_model(model, params)
         if self.context is None:
@@ -85,9 +94,8 @@ class Session:
         status = api.llama_decode(self.context, batch)
         api.llama_batch_free(batch)
         assert status == 0
-        vocabulary = len(llama_models.TOKENS)
         rows = [
-            np.ctypeslib.as_array(api.llama_get_logits_ith(self.context, i), (vocabulary,))
+            np.ctypeslib.as_array(api.llama_get_logits_ith(self.context, i), (self.vocabulary,))
             for i in range(len(entries))
         ]
         return np.array(rows)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import llama_cpp
+import llama_cpp.llama_cpp as api
 import numpy as np
 import pytest
 
@@ -24,13 +22,7 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
-def library(name: str) -> ctypes.CDLL:
-    suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-    prefix = "" if sys.platform == "win32" else "lib"
-    return ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / f"{prefix}{name}{suffix}"))
-
-
-BASE, CPU = library("ggml-base"), library("ggml-cpu")
+GGML = api._lib  # its symbols include those of the libraries that it is linked with
 
 
 class Graph:
@@ -41,7 +33,7 @@ class Graph:
 
     @staticmethod
     def call(name: str, *arguments: object) -> int:
-        function = getattr(BASE, name)
+        function = getattr(GGML, name)
         function.restype = ctypes.c_void_p
         return function(*(ctypes.c_void_p(a) if isinstance(a, int) and a > 1 << 31 else a for a in arguments))
 
@@ -66,7 +58,7 @@ class Graph:
         result = self.call(f"ggml_{name}", self.context, *tensors)
         graph = self.call("ggml_new_graph", self.context)
         self.call("ggml_build_forward_expand", graph, result)
-        status = CPU.ggml_graph_compute_with_ctx(ctypes.c_void_p(self.context), ctypes.c_void_p(graph), 2)
+        status = GGML.ggml_graph_compute_with_ctx(ctypes.c_void_p(self.context), ctypes.c_void_p(graph), 2)
         assert status == 0
         return result
 
@@ -143,7 +135,7 @@ def test_mul_mat(graph, values, t):
 
 def test_quantize_chunk(values, t):
     """What llama.cpp's own tests and tools call; from row 4 on."""
-    function: Callable[..., int] = BASE.ggml_quantize_chunk
+    function: Callable[..., int] = GGML.ggml_quantize_chunk
     function.restype = ctypes.c_size_t
     result = np.zeros((ROWS, row_bytes(t)), np.uint8)
     size = function(
@@ -162,9 +154,9 @@ def test_quantize_chunk(values, t):
 
 
 def test_name_and_sizes(t):
-    BASE.ggml_type_name.restype = ctypes.c_char_p
-    BASE.ggml_type_size.restype = ctypes.c_size_t
-    BASE.ggml_blck_size.restype = ctypes.c_int64
-    assert BASE.ggml_type_name(t.id) == t.name.encode()
-    assert (BASE.ggml_blck_size(t.id), BASE.ggml_type_size(t.id)) == (t.block_size, t.block_bytes)
-    assert BASE.ggml_is_quantized(t.id) & 1
+    GGML.ggml_type_name.restype = ctypes.c_char_p
+    GGML.ggml_type_size.restype = ctypes.c_size_t
+    GGML.ggml_blck_size.restype = ctypes.c_int64
+    assert GGML.ggml_type_name(t.id) == t.name.encode()
+    assert (GGML.ggml_blck_size(t.id), GGML.ggml_type_size(t.id)) == (t.block_size, t.block_bytes)
+    assert GGML.ggml_is_quantized(t.id) & 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import llama_cpp.llama_cpp as api
@@ -70,6 +72,66 @@ def test_latent_attention_with_a_quantized_cache_is_not_shifted(directory):
         assert not api.llama_memory_can_shift(session.memory)
     with Session(path, "f16", "f16") as session:
         assert api.llama_memory_can_shift(session.memory)
+
+
+class Device:
+    """The CPU as a GPU without some operations: a copy of its ggml_backend_device that answers otherwise."""
+
+    # places in ggml_backend_device_i: 15 function pointers; two pointers follow it
+    NAME, TYPE, SUPPORTS_OP, SIZE = 0, 3, 9, 17
+
+    def __init__(self, refuses: Callable[[int], bool]) -> None:
+        api._lib.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+        table = ctypes.c_void_p * self.SIZE
+        self._table = table.from_buffer_copy(table.from_address(api._lib.ggml_backend_dev_by_type(0)))
+        supports = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
+        name = ctypes.create_string_buffer(b"Toy")
+        cpu_supports = supports(self._table[self.SUPPORTS_OP])
+        self._functions = {
+            self.NAME: ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda _: ctypes.addressof(name)),
+            self.TYPE: ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 1),  # a GPU
+            self.SUPPORTS_OP: supports(lambda dev, op: not refuses(op) and cpu_supports(dev, op)),
+        }
+        for place, function in self._functions.items():
+            self._table[place] = ctypes.cast(function, ctypes.c_void_p).value
+        self.address = ctypes.addressof(self._table)
+
+
+def writes(name: str) -> Callable[[int], bool]:
+    """Whether an operation of ggml writes that type; the struct of a tensor starts with it."""
+    value = next(t.id for t in llama_tq.types() if t.name == name)
+    return lambda op: ctypes.c_int.from_address(op).value == value
+
+
+def is_flash_attention(op: int) -> bool:
+    api._lib.ggml_op_desc.restype = ctypes.c_char_p
+    return api._lib.ggml_op_desc(ctypes.c_void_p(op)) == b"FLASH_ATTN_EXT"
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_device_that_cannot_store_the_type(directory, name):
+    path = model_file(directory, llama_models.plain, 128)
+    device = Device(refuses=writes(name))
+    advice = "keep the cache in main memory (--no-kv-offload, offload_kqv=False) or use f16"
+    reason = refusal(path, name, "f16", device=device.address)
+    assert reason == f"Toy cannot hold a K cache of type {name}; {advice}"
+    reason = refusal(path, "f16", name, device=device.address)
+    assert reason == f"Toy cannot hold a V cache of type {name}; {advice}"
+    with Session(path, "q8_0", "q8_0", device=device.address) as session:
+        session.decode(tokens(5))
+    with Session(path, name, name, device=device.address, offload_cache=False) as session:  # the advice
+        session.decode(tokens(5))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_device_without_flash_attention(directory, name):
+    path = model_file(directory, llama_models.plain, 128)
+    device = Device(refuses=is_flash_attention)
+    reason = refusal(path, name, "f16", device=device.address)
+    assert f"Toy has no flash attention for a K cache of type {name} with a V cache of type f16" in reason
+    off = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    with Session(path, name, "f16", device=device.address, flash_attention=off) as session:
+        session.decode(tokens(5))
 
 
 def in_a_new_process(path: Path, type_k: int | str, type_v: int | str, **environment: str) -> str:

@@ -1,0 +1,102 @@
+"""TQ caches of trained models: the packaged one, and the GGUF files in the directory LLAMA_TQ_TEST_MODELS."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import llama_cpp.llama_cpp as api
+import numpy as np
+import pytest
+from llama_cpp import Llama
+
+import llama_tq
+from llama_session import Session, distance, sessions
+
+DATA = Path(llama_tq.__file__).parent / "data"
+MORE = Path(os.environ.get("LLAMA_TQ_TEST_MODELS", os.devnull))
+MODELS = [DATA / "demo.gguf", *sorted(MORE.glob("*.gguf"))]
+TYPES = [t.name for t in llama_tq.types()]
+
+pytestmark = pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+
+
+@functools.cache
+def text(path: Path) -> list[int]:
+    """768 tokens that no model was trained on."""
+    tokenizer = Llama(str(path), vocab_only=True, verbose=False)
+    return tokenizer.tokenize((DATA / "heldout.txt").read_bytes())[:768]
+
+
+@functools.cache
+def log_probabilities(path: Path, type_k: str, type_v: str) -> np.ndarray:
+    """In chunks, as a program that decodes a long prompt does."""
+    with Session(path, type_k, type_v, cells=1024) as session:
+        parts = [session.decode(text(path)[i : i + 256], i) for i in range(0, 768, 256)]
+    logits = np.concatenate(parts).astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def divergence(path: Path, type_k: str, type_v: str) -> float:
+    """Mean Kullback-Leibler divergence from the f16 cache, in nats."""
+    p, q = log_probabilities(path, "f16", "f16"), log_probabilities(path, type_k, type_v)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def test_divergence_is_below_that_of_upstreams_types(path):
+    q4_0 = divergence(path, "q4_0", "q4_0")
+    assert divergence(path, "tq4_0", "tq4_0") < 0.8 * q4_0
+    assert divergence(path, "tq3_0", "tq3_0") < 3.5 * q4_0
+    assert divergence(path, "tq4_0", "tq3_0") < divergence(path, "tq3_0", "tq3_0")
+    assert divergence(path, "tq3_0", "tq3_0") < divergence(path, "tq2_1", "tq2_1")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_parallel_sequences_equal_single_ones(path, name):
+    texts = [text(path)[start : start + 40] for start in (0, 100, 200)]
+    entries = [(part[i], i, sequence) for i in range(40) for sequence, part in enumerate(texts)]
+    with Session(path, name, name, cells=768, sequences=3) as session:
+        together = session.decode_batch(entries)
+    for sequence, part in enumerate(texts):
+        with Session(path, name, name) as session:
+            assert distance(together[sequence::3], session.decode(part)) < 1e-2
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_sequence_copy_and_removal(path, name):
+    prompt, end = text(path)[:200], text(path)[200:210]
+    with Session(path, name, name, sequences=2) as session:
+        session.decode(prompt)
+        api.llama_memory_seq_cp(session.memory, 0, 1, -1, -1)
+        expected = session.decode(end, 200)
+        api.llama_memory_seq_rm(session.memory, 0, -1, -1)
+        np.testing.assert_array_equal(session.decode(end, 200, sequence=1), expected)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_state_round_trip_is_exact(path, name):
+    prompt, end = text(path)[:200], text(path)[200:210]
+    with sessions(path, (name, name), (name, name)) as (first, second):
+        first.decode(prompt)
+        second.restore(first.state())
+        assert second.state() == first.state()
+        np.testing.assert_array_equal(second.decode(end, 200), first.decode(end, 200))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_context_shift(path, name):
+    """RoPE is relative: a text and its cache that move together give what they give where they were."""
+    prompt, end = text(path)[:200], text(path)[200:240]
+
+    def after_removal(session: Session, shift: int) -> np.ndarray:
+        session.decode(prompt)
+        api.llama_memory_seq_rm(session.memory, 0, 0, 80)
+        api.llama_memory_seq_add(session.memory, 0, 80, 200, -shift)
+        return session.decode(end, 200 - shift)
+
+    with sessions(path, ("f16", "f16"), (name, name), (name, name)) as (f16, unshifted, shifted):
+        expected = after_removal(f16, 0)
+        error = distance(after_removal(unshifted, 0), expected)
+        assert distance(after_removal(shifted, 80), expected) < 1.5 * error  # K was quantized twice
