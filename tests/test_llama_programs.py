@@ -6,7 +6,9 @@ import contextlib
 import json
 import re
 import socket
+import socketserver
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -41,6 +43,13 @@ def cache(type_k: str, type_v: str) -> tuple[str, ...]:
     return "-ctk", type_k, "-ctv", type_v
 
 
+def perplexity(model, text, *arguments: object, status: int = 0) -> str:
+    """The perplexity as it is printed, or the output of a failure."""
+    arguments = ("-m", model, "-f", text, "-c", 256, "--chunks", 1, "-t", 2, *arguments)
+    output = run("llama-perplexity", *arguments, status=status)
+    return output if status else re.search(r"Final estimate: PPL = ([0-9.]+)", output)[1]
+
+
 @pairs
 def test_llama_cli(model, type_k, type_v):
     arguments = ("-p", "abc", "-n", 8, "--temp", 0, "--single-turn", "-t", 2, "-c", 256, "--log-verbosity", 4)
@@ -54,9 +63,8 @@ def test_llama_cli(model, type_k, type_v):
 def test_llama_perplexity(model, tmp_path, type_k, type_v):
     text = tmp_path / "text"
     text.write_text("the quick brown fox jumps over the lazy dog " * 30)
-    arguments = ("-f", text, "-c", 256, "--chunks", 2, "-t", 2)
-    output = run("llama-perplexity", "-m", model, *cache(type_k, type_v), *arguments)
-    assert float(re.search(r"Final estimate: PPL = ([0-9.]+)", output)[1]) > 1
+    f16, tq = (float(perplexity(model, text, *cache(*pair))) for pair in (("f16", "f16"), (type_k, type_v)))
+    assert tq == pytest.approx(f16, rel=0.2)
 
 
 @pairs
@@ -67,11 +75,15 @@ def test_llama_bench(model, type_k, type_v):
     assert {(r["type_k"], r["type_v"]) for r in results} == {(type_k, type_v)}
 
 
-@contextlib.contextmanager
-def server(model, log, *arguments: str):
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(model, log, *arguments: str):
+    port = free_port()
     command = ["llama-server", "-m", model, "--port", str(port), "-c", "512", "-t", "2", *arguments]
     with (
         log.open("w") as output,
@@ -113,6 +125,71 @@ def test_llama_server(model, tmp_path, type_k, type_v):
         long = post(f"{url}/completion", **prompt, n_predict=600)
         assert long["tokens_predicted"] == 600
     assert "context shift" in log.read_text()
+
+
+@contextlib.contextmanager
+def rpc_server():
+    port = free_port()
+    command = ["ggml-rpc-server", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                assert process.poll() is None
+                with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield port
+        finally:
+            process.terminate()
+
+
+class WithoutTypes(socketserver.BaseRequestHandler):
+    """Passes everything on to an RPC server, but makes its greeting that of a server without the TQ types."""
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.port)) as target:
+            answers = threading.Thread(target=self.answer, args=(target,))
+            answers.start()
+            with contextlib.suppress(OSError):
+                while data := self.request.recv(1 << 16):
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+            answers.join()
+
+    def answer(self, target: socket.socket) -> None:
+        greeting = bytearray()
+        while len(greeting) < 12:  # the length, 8 bytes; version, 3 bytes; the format of the TQ types
+            greeting += target.recv(1 << 16)
+        assert greeting[11] != 0
+        greeting[11] = 0
+        with contextlib.suppress(OSError):
+            self.request.sendall(greeting)
+            while data := target.recv(1 << 16):
+                self.request.sendall(data)
+
+
+def test_rpc_servers_have_the_types_or_are_refused(model, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 30)
+    types = cache("tq4_0", "tq3_0")
+    expected = perplexity(model, text, *types)
+    with rpc_server() as port:
+        assert perplexity(model, text, *types, "--rpc", f"127.0.0.1:{port}", "-ngl", 99) == expected
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WithoutTypes) as proxy:
+            proxy.port = port
+            threading.Thread(target=proxy.serve_forever).start()
+            remote = ("--rpc", f"127.0.0.1:{proxy.server_address[1]}", "-ngl", 99)
+            try:
+                output = perplexity(model, text, *types, *remote, status=1)
+                assert (
+                    "cannot hold a K cache of type tq4_0; keep the cache in main memory (--no-kv-offload"
+                    in output
+                )
+                assert perplexity(model, text, *types, *remote, "--no-kv-offload") == expected
+            finally:
+                proxy.shutdown()
 
 
 @pytest.mark.parametrize(

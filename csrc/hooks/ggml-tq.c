@@ -1,4 +1,4 @@
-// Adapters from ggml's tables of types to tq.h.
+// Adapters from ggml's tables of types to tq.h, and questions about operations and devices.
 #include <string.h>
 
 #include "ggml-tq.h"
@@ -27,4 +27,35 @@ enum ggml_type ggml_tq_type_from_name(const char * name) {
         }
     }
     return GGML_TYPE_COUNT;
+}
+
+bool ggml_tq_in(const struct ggml_tensor * op) {
+    bool found = tq_type_from_id(op->type) >= 0;
+    for (int i = 0; i < GGML_MAX_SRC && op->src[i] && !found; i++) {
+        found = tq_type_from_id(op->src[i]->type) >= 0;
+    }
+    return found;
+}
+
+bool ggml_tq_can_store(ggml_backend_dev_t dev, enum ggml_type type, int64_t n) {
+    const struct ggml_init_params params = {8 * ggml_tensor_overhead(), NULL, /*.no_alloc =*/true};
+    struct ggml_context * ctx = ggml_init(params);
+    struct ggml_tensor * cache = ggml_new_tensor_2d(ctx, type, n, 256);
+    struct ggml_tensor * row = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, 1);
+    struct ggml_tensor * place = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 1);
+    const bool can = ggml_backend_dev_supports_op(dev, ggml_set_rows(ctx, cache, row, place));
+    ggml_free(ctx);
+    return can;
+}
+
+uint8_t ggml_tq_format_of(const ggml_backend_t * backends, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        for (int type = 0; type < TQ_TYPE_COUNT; type++) {
+            if (!ggml_tq_can_store(ggml_backend_get_device(backends[i]), (enum ggml_type) tq_type_info(type)->id,
+                                   256)) {
+                return 0;
+            }
+        }
+    }
+    return GGML_TQ_FORMAT;
 }

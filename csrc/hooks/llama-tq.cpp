@@ -8,6 +8,7 @@
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
+#include "ggml-tq.h"
 #include "llama-arch.h"
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -31,35 +32,27 @@ std::string head_size_reason(const half & h, uint32_t il) {
                   h.name, ggml_type_name(h.type), TQ_BLOCK, il, h.head_size, plain_types, h.name);
 }
 
-// Asks the device as the scheduler will; there, a type that it cannot store ends the process.
+// Asks as the scheduler will; there, an operation on the cache that its device lacks ends the process.
 std::string device_reason(ggml_backend_dev_t dev, const half & k, const half & v, bool flash_attn) {
-    const ggml_init_params init = {16 * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true};
-    const ggml_context_ptr holder(ggml_init(init));
-    ggml_context * ctx = holder.get();
-    const int n_rows = 256;
-
-    ggml_tensor * cache[2];
-    const half * const halves[2] = {&k, &v};
-    for (int i = 0; i < 2; i++) {
-        const half & h = *halves[i];
-        cache[i] = ggml_new_tensor_2d(ctx, h.type, h.head_size, n_rows);
-        ggml_tensor * rows = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, h.head_size, 1);
-        ggml_tensor * indices = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 1);
-        if (!ggml_backend_dev_supports_op(dev, ggml_set_rows(ctx, cache[i], rows, indices))) {
-            return format("%s cannot hold a %s cache of type %s; keep the cache in main memory (--no-kv-offload, "
-                          "offload_kqv=False) or use f16",
-                          ggml_backend_dev_name(dev), h.name, ggml_type_name(h.type));
+    const char * const advice = "keep the cache in main memory (--no-kv-offload, offload_kqv=False) or use f16";
+    for (const half & h : {k, v}) {
+        if (!ggml_tq_can_store(dev, h.type, h.head_size)) {
+            return format("%s cannot hold a %s cache of type %s; %s", ggml_backend_dev_name(dev), h.name,
+                          ggml_type_name(h.type), advice);
         }
     }
-    if (!flash_attn || (!llama_tq_is(k.type) && !llama_tq_is(v.type))) {
+    if (!flash_attn) {
         return "";
     }
-    ggml_tensor * q = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, k.head_size, 1);
-    ggml_tensor * mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, n_rows, 1);
-    if (!ggml_backend_dev_supports_op(dev, ggml_flash_attn_ext(ctx, q, cache[0], cache[1], mask, 1.0f, 0.0f, 0.0f))) {
-        return format("%s has no flash attention for a K cache of type %s with a V cache of type %s; keep the cache in "
-                      "main memory (--no-kv-offload, offload_kqv=False) or use f16",
-                      ggml_backend_dev_name(dev), ggml_type_name(k.type), ggml_type_name(v.type));
+    const int n_rows = 256;
+    const ggml_context_ptr ctx(ggml_init({8 * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true}));
+    ggml_tensor * op = ggml_flash_attn_ext(ctx.get(), ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, k.head_size, 1),
+                                           ggml_new_tensor_2d(ctx.get(), k.type, k.head_size, n_rows),
+                                           ggml_new_tensor_2d(ctx.get(), v.type, v.head_size, n_rows),
+                                           ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, n_rows, 1), 1.0f, 0.0f, 0.0f);
+    if (!ggml_backend_dev_supports_op(dev, op)) {
+        return format("%s has no flash attention for a K cache of type %s with a V cache of type %s; %s",
+                      ggml_backend_dev_name(dev), ggml_type_name(k.type), ggml_type_name(v.type), advice);
     }
     return "";
 }
