@@ -5,17 +5,12 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
 from llama_tq import reference
 from llama_tq.reference import TypeSpec
 
-TESTS = Path(__file__).resolve().parent
-DRIVER = TESTS / "kernel_driver.c"
-CSRC = TESTS.parent / "csrc"
-DRIVER_OPTIONS = ["-std=c11", "-D_DEFAULT_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
 BLOCK = TypeSpec.block_size
 
 OPERATIONS = ("quantize", "dequantize", "vec_dot")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import drivers
 import llama_tq
-from kernel_checks import DRIVER, DRIVER_OPTIONS, OPERATIONS, Machine
+from kernel_checks import OPERATIONS, Machine
 
 KERNELS = [kernel for kernel in llama_tq.kernels() if kernel.supported and kernel.code == kernel.isa]
 
@@ -28,13 +26,7 @@ CPU_FLAGS = {
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    compiler = shutil.which("cc")
-    assert compiler, "no C compiler; apt install gcc"
-    libraries = Path(importlib.util.find_spec("llama_cpp").origin).parent / "lib"
-    driver = tmp_path_factory.mktemp("driver") / "kernel_driver"
-    library = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lggml-base"]
-    subprocess.run([compiler, *DRIVER_OPTIONS, DRIVER, *library, "-o", driver], check=True)
-    return Machine([str(driver)])
+    return Machine(drivers.build("kernel_driver.c", tmp_path_factory.mktemp("driver")))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{k.isa}-{k.operation}-{k.type}")

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from kernel_checks import CSRC, DRIVER, DRIVER_OPTIONS, OPERATIONS, Machine
+import drivers
+from kernel_checks import OPERATIONS, Machine
 from llama_tq import reference
 
-TOOLS = {
-    "aarch64-linux-gnu-gcc": "apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
-    "qemu-aarch64": "apt install qemu-user",
-    "cmake": "pip install cmake",
-    "ninja": "pip install ninja",
-}
 KERNELS = [*(("neon", op) for op in OPERATIONS), ("neon_dotprod", "vec_dot"), ("scalar", "quantize")]
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    missing = [f"{tool} ({install})" for tool, install in TOOLS.items() if not shutil.which(tool)]
-    assert not missing, f"missing: {', '.join(missing)}"
-    build = tmp_path_factory.mktemp("aarch64")
-    toolchain = {
-        "CMAKE_BUILD_TYPE": "Release",
-        "CMAKE_SYSTEM_NAME": "Linux",
-        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
-        "CMAKE_C_COMPILER": "aarch64-linux-gnu-gcc",
-    }
-    options = [f"-D{name}={value}" for name, value in toolchain.items()]
-    subprocess.run(["cmake", "-G", "Ninja", "-S", CSRC, "-B", build, *options], check=True)
-    subprocess.run(["cmake", "--build", build], check=True)
-    library = ["-static", build / "libtq.a", "-lm"]
-    command = ["aarch64-linux-gnu-gcc", *DRIVER_OPTIONS, DRIVER, *library, "-o", build / "driver"]
-    subprocess.run(command, check=True)
-    return build / "driver"
+    return drivers.build_aarch64("kernel_driver.c", tmp_path_factory.mktemp("aarch64"))
 
 
 def emulate(driver: Path, cpu: str) -> Machine:
-    return Machine(["qemu-aarch64", "-cpu", cpu, str(driver)])
+    return Machine(drivers.emulate(driver, cpu))
 
 
 @pytest.mark.parametrize("type", reference.TYPES)
