@@ -103,8 +103,9 @@ def test_parallel_sequences_equal_single_ones(directory, name, unified):
     with Session(path, name, name, cells=768, sequences=3, unified=unified) as session:
         together = session.decode_batch(entries)
     for sequence, expected in enumerate(alone):
-        # the order of summation differs, nothing else
-        assert distance(together[sequence::3], expected) < 1e-3
+        # Rows of other sequences stand between, so that weights round differently (csrc/cpu/attn.h), and in
+        # the next layer what is near a tie is encoded differently.
+        assert distance(together[sequence::3], expected) < error_bound(name, name) / 5
 
 
 @pytest.mark.parametrize("unified", [True, False])
@@ -184,7 +185,7 @@ def test_state_round_trip_is_exact(directory, name, head):
 @pytest.mark.parametrize("swa_full", [False, True])
 @pytest.mark.parametrize("name", TYPES)
 def test_state_round_trip_of_a_sliding_window(directory, name, swa_full):
-    """llama.cpp goes on in other cells than before, whatever the type: the order of summation differs."""
+    """llama.cpp goes on in other cells than before, whatever the type: see the parallel sequences above."""
     path = model_file(directory, llama_models.sliding_window, 64)
     with Session(path, name, name, cells=1024, swa_full=swa_full) as session:
         for start in range(0, 600, 100):
@@ -194,7 +195,7 @@ def test_state_round_trip_of_a_sliding_window(directory, name, swa_full):
     with Session(path, name, name, cells=1024, swa_full=swa_full) as session:
         session.restore(state)
         assert session.state() == state
-        assert distance(session.decode(tokens(10), start=600), expected) < 1e-3
+        assert distance(session.decode(tokens(10), start=600), expected) < error_bound(name, name) / 5
 
 
 @pytest.mark.parametrize(("saved", "restored"), list(itertools.permutations([*TYPES, "q4_0", "f16"], 2)))

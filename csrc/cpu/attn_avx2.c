@@ -1,0 +1,281 @@
+// attn.h for AVX2 with FMA and F16C: vpmaddwd and vpaddd stand for vpdpwssd. A block is unpacked row by row to int16,
+// whatever its type; then eight rows are transposed (keys), or two interleaved (values).
+#include <math.h>
+
+#include "attn_tier.h"
+#include "half.h"
+#include "x86.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define VECTORS (TQ_ATTN_TILE / 8) // of one 32-bit lane per row
+#define TWOS (TQ_BLOCK / 2)
+
+// --- unpacking: 32 values to int16, in order; returns the unit ---
+
+INLINE float unpack_tq(__m256i levels, const unsigned char scale[2], __m256i out[2]) {
+    const struct tq_attn_scale s = tq_attn_scale(scale);
+    out[0] = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm256_castsi256_si128(levels)), _mm256_set1_epi16(s.factor[0]));
+    out[1] =
+        _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm256_extracti128_si256(levels, 1)), _mm256_set1_epi16(s.factor[1]));
+    return s.unit;
+}
+
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)           \
+    INLINE float unpack_##name(const char * block, __m256i out[2]) { \
+        const tq_block_##name * x = (const tq_block_##name *) block; \
+        return unpack_tq(tq_levels_##name(x), x->scale, out);        \
+    }
+#include "../types.def"
+#undef TQ_TYPE
+
+INLINE float unpack_q8_0(const char * block, __m256i out[2]) {
+    const tq_block_q8_0 * x = (const tq_block_q8_0 *) block;
+    out[0] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *) x->qs));
+    out[1] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *) x->qs + 1));
+    return _cvtsh_ss(tq_load_u16(x));
+}
+
+INLINE float max8(__m256 v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+INLINE float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+INLINE float unpack_f16(const char * block, __m256i out[2]) {
+    const __m256 limit = _mm256_set1_ps(65504.0f), magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 x[4], top = _mm256_setzero_ps();
+    for (int i = 0; i < 4; i++) {
+        x[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) block + i));
+        x[i] = _mm256_min_ps(_mm256_max_ps(x[i], _mm256_sub_ps(_mm256_setzero_ps(), limit)), limit); // NaN goes too
+        top = _mm256_max_ps(top, _mm256_and_ps(x[i], magnitude));
+    }
+    const float most = max8(top);
+    const __m256 inverse = _mm256_set1_ps(most > 0.0f ? TQ_ATTN_NUMBER_MAX / most : 0.0f);
+    for (int k = 0; k < 2; k++) {
+        const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(x[2 * k], inverse));
+        const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(x[2 * k + 1], inverse));
+        out[k] = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    }
+    return most / TQ_ATTN_NUMBER_MAX;
+}
+
+// --- tiles ---
+
+INLINE void transpose(__m256i x[8]) {
+    __m256i a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        x[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+    }
+}
+
+typedef float (*unpack_fn)(const char * block, __m256i out[2]);
+
+INLINE void load_keys(unpack_fn unpack, size_t bytes, const char * rows, size_t stride, int n, int blocks,
+                      int16_t * tile, float * unit) {
+    const __m256i order =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+    for (int t = 0; t < TQ_ATTN_TILE; t += 8) {
+        const char * row[8];
+        for (int i = 0; i < 8; i++) {
+            row[i] = tq_attn_row(rows, stride, n, t + i, (size_t) blocks * bytes);
+        }
+        for (int b = 0; b < blocks; b++) {
+            __m256i half[2][8];
+            for (int i = 0; i < 8; i++) {
+                __m256i x[2];
+                unit[b * TQ_ATTN_TILE + t + i] = unpack(row[i] + bytes * (size_t) b, x);
+                half[0][i] = _mm256_shuffle_epi8(x[0], order);
+                half[1][i] = _mm256_shuffle_epi8(x[1], order);
+            }
+            for (int k = 0; k < 2; k++) {
+                transpose(half[k]);
+                for (int p = 0; p < 8; p++) {
+                    int16_t * at = tile + 2 * ((b * TWOS + 8 * k + p) * TQ_ATTN_TILE + t);
+                    _mm256_storeu_si256((__m256i *) at, half[k][p]);
+                }
+            }
+        }
+    }
+}
+
+INLINE void load_values(unpack_fn unpack, size_t bytes, const char * rows, size_t stride, int n, int blocks,
+                        int16_t * tile, float * unit) {
+    for (int t = 0; t < TQ_ATTN_TILE; t += 2) {
+        const char * even = tq_attn_row(rows, stride, n, t, (size_t) blocks * bytes);
+        const char * odd = tq_attn_row(rows, stride, n, t + 1, (size_t) blocks * bytes);
+        for (int b = 0; b < blocks; b++) {
+            __m256i x[2], y[2];
+            unit[b * TQ_ATTN_TILE + t] = unpack(even + bytes * (size_t) b, x);
+            unit[b * TQ_ATTN_TILE + t + 1] = unpack(odd + bytes * (size_t) b, y);
+            for (int k = 0; k < 2; k++) {
+                const __m256i low = _mm256_unpacklo_epi16(x[k], y[k]), high = _mm256_unpackhi_epi16(x[k], y[k]);
+                __m256i * at = (__m256i *) (tile + 2 * ((b * TQ_ATTN_TILE + t) / 2 * TQ_BLOCK + 16 * k));
+                _mm256_storeu_si256(at, _mm256_permute2x128_si256(low, high, 0x20));
+                _mm256_storeu_si256(at + 1, _mm256_permute2x128_si256(low, high, 0x31));
+            }
+        }
+    }
+}
+
+// --- arithmetic ---
+
+INLINE __m256i add_products(__m256i sum, const int16_t * x, __m256i y) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *) x), y));
+}
+
+// out[r] = 16 sums over the twos of a tile, `stride` numbers apart, with the twos of x + r * x_stride
+INLINE void multiply(int rows, int twos, const int16_t * tile, int stride, const int16_t * x, int x_stride,
+                     __m256i out[TQ_ATTN_ROWS][2]) {
+    for (int r = 0; r < rows; r++) {
+        out[r][0] = out[r][1] = _mm256_setzero_si256();
+    }
+    for (int p = 0; p < twos; p++) {
+        for (int r = 0; r < rows; r++) {
+            const __m256i two = _mm256_set1_epi32(tq_load_i32(x + x_stride * r + 2 * p));
+            out[r][0] = add_products(out[r][0], tile + stride * p, two);
+            out[r][1] = add_products(out[r][1], tile + stride * p + 16, two);
+        }
+    }
+}
+
+INLINE void score_rows(int rows, const int16_t * q, int blocks, const int16_t * keys, const float * unit,
+                       float * score) {
+    for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
+        __m256 sum[TQ_ATTN_ROWS][2];
+        for (int r = 0; r < rows; r++) {
+            sum[r][0] = sum[r][1] = _mm256_setzero_ps();
+        }
+        for (int b = 0; b < blocks; b++) {
+            __m256i dot[TQ_ATTN_ROWS][2];
+            multiply(rows, TWOS, keys + 2 * (b * TWOS * TQ_ATTN_TILE + t), 2 * TQ_ATTN_TILE, q + b * TQ_BLOCK,
+                     blocks * TQ_BLOCK, dot);
+            for (int r = 0; r < rows; r++) {
+                for (int k = 0; k < 2; k++) {
+                    const __m256 u = _mm256_loadu_ps(unit + b * TQ_ATTN_TILE + t + 8 * k);
+                    sum[r][k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r][k]), u, sum[r][k]);
+                }
+            }
+        }
+        for (int r = 0; r < rows; r++) {
+            _mm256_storeu_ps(score + r * TQ_ATTN_TILE + t, sum[r][0]);
+            _mm256_storeu_ps(score + r * TQ_ATTN_TILE + t + 8, sum[r][1]);
+        }
+    }
+}
+
+static void scores(const int16_t * q, int rows, int blocks, const int16_t * keys, const float * unit, float * score) {
+    TQ_ATTN_BY_ROWS(rows, score_rows, q, blocks, keys, unit, score);
+}
+
+INLINE void accumulate_rows(int rows, const int16_t * weight, int blocks, const int16_t * values, const float * unit,
+                            const float * keep, const float * add, float * acc) {
+    for (int d = 0; d < blocks * TQ_BLOCK; d += 16) {
+        const int b = d / TQ_BLOCK;
+        __m256i sum[TQ_ATTN_ROWS][2];
+        multiply(rows, TQ_ATTN_TILE / 2, values + b * TQ_ATTN_TILE * TQ_BLOCK + 2 * (d % TQ_BLOCK), 2 * TQ_BLOCK,
+                 weight + b * TQ_ATTN_TILE, blocks * TQ_ATTN_TILE, sum);
+        for (int r = 0; r < rows; r++) {
+            const __m256 old = _mm256_set1_ps(keep[r]), now = _mm256_set1_ps(add[r] * unit[b]);
+            for (int k = 0; k < 2; k++) {
+                float * at = acc + r * blocks * TQ_BLOCK + d + 8 * k;
+                const __m256 kept = _mm256_mul_ps(_mm256_loadu_ps(at), old);
+                _mm256_storeu_ps(at, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][k]), now, kept));
+            }
+        }
+    }
+}
+
+static void accumulate(const int16_t * weight, int rows, int blocks, const int16_t * values, const float * unit,
+                       const float * keep, const float * add, float * acc) {
+    TQ_ATTN_BY_ROWS(rows, accumulate_rows, weight, blocks, values, unit, keep, add, acc);
+}
+
+// attn_tier.h's, eight at a time
+INLINE __m256 exponential(__m256 x) {
+    x = _mm256_max_ps(x, _mm256_set1_ps(TQ_EXP_LEAST));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(TQ_EXP_LOG2E)), 8);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(TQ_EXP_LN2_HIGH), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(TQ_EXP_LN2_LOW), r);
+    __m256 y = _mm256_set1_ps(TQ_EXP_5);
+    y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(TQ_EXP_4));
+    y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(TQ_EXP_3));
+    y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(0.5f));
+    y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(1.0f));
+    y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(1.0f));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
+}
+
+static float softmax(float * score, const float * mask, const struct tq_attn_softmax * s, float * sum) {
+    __m256 top = _mm256_set1_ps(-INFINITY);
+    for (int g = 0; g < VECTORS; g++) {
+        __m256 x = _mm256_mul_ps(_mm256_loadu_ps(score + 8 * g), _mm256_set1_ps(s->scale));
+        if (s->softcap != 0.0f) { // tanh x = 1 - 2 / (e^2x + 1)
+            const __m256 one = _mm256_set1_ps(1.0f);
+            const __m256 e = exponential(_mm256_min_ps(_mm256_add_ps(x, x), _mm256_set1_ps(TQ_EXP_MOST)));
+            x = _mm256_sub_ps(one, _mm256_div_ps(_mm256_set1_ps(2.0f), _mm256_add_ps(e, one)));
+            x = _mm256_mul_ps(x, _mm256_set1_ps(s->softcap));
+        }
+        x = _mm256_fmadd_ps(_mm256_loadu_ps(mask + 8 * g), _mm256_set1_ps(s->slope), x);
+        _mm256_storeu_ps(score + 8 * g, x);
+        top = _mm256_max_ps(top, x);
+    }
+    const float most = max8(top);
+    __m256 total = _mm256_setzero_ps();
+    for (int g = 0; g < VECTORS; g++) {
+        const __m256 p = exponential(_mm256_sub_ps(_mm256_loadu_ps(score + 8 * g), _mm256_set1_ps(most)));
+        _mm256_storeu_ps(score + 8 * g, p);
+        total = _mm256_add_ps(total, p);
+    }
+    *sum = sum8(total);
+    return most;
+}
+
+static void weights(const float * p, float steps, const float * ratio, int blocks, int16_t * weight) {
+    for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
+        const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(p + t), _mm256_set1_ps(steps));
+        const __m256 y = _mm256_mul_ps(_mm256_loadu_ps(p + t + 8), _mm256_set1_ps(steps));
+        for (int i = t; i < blocks * TQ_ATTN_TILE; i += TQ_ATTN_TILE) {
+            const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(x, _mm256_loadu_ps(ratio + i)));
+            const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(y, _mm256_loadu_ps(ratio + i + 8)));
+            const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+            _mm256_storeu_si256((__m256i *) (weight + i), both);
+        }
+    }
+}
+
+static bool load_mask(const uint16_t * mask, int n, float * out) {
+    int open = 0;
+    for (int t = 0; t < TQ_ATTN_TILE; t += 8) {
+        __m128i halves = _mm_set1_epi16((short) 0xfc00);
+        if (n - t >= 8) {
+            halves = _mm_loadu_si128((const __m128i *) (mask + t));
+        } else if (n > t) {
+            memcpy(&halves, mask + t, (size_t) (n - t) * sizeof(uint16_t));
+        }
+        const __m256 x = _mm256_cvtph_ps(halves);
+        open |= _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(-INFINITY), _CMP_NEQ_UQ));
+        _mm256_storeu_ps(out + t, x);
+    }
+    return open != 0;
+}
+
+#define TIER avx2
+#include "attn_tier.inc"

@@ -1,0 +1,243 @@
+"""Attention problems, their answer in float64, and how far a computation may be from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import subprocess
+
+import numpy as np
+
+from llama_tq import reference
+
+TILE = 64  # cache rows that share the unit of a weight
+QUERY_MAX, NUMBER_MAX, WEIGHT_MAX, WEIGHT_SUM = 16383, 4096, 32767, 524224  # cpu/attn.h
+GGML_IDS = {"f16": 1, "q8_0": 8, **{name: spec.id for name, spec in reference.TYPES.items()}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Shapes and options. `mask`: none, causal, heads (one for each head), closed (token 0 sees nothing)."""
+
+    k: str = "tq4_0"
+    v: str = "tq4_0"
+    tokens: int = 1
+    rows: int = 200
+    heads: int = 4
+    kv_heads: int = 1
+    k_dim: int = 128
+    v_dim: int = 128
+    streams: int = 1
+    mask: str = "causal"
+    max_bias: float = 0.0
+    softcap: float = 0.0
+    sinks: bool = False
+    outliers: bool = False
+
+    def __str__(self) -> str:
+        changed = (
+            f"{field.name}={getattr(self, field.name)}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        )
+        return "-".join(changed) or "default"
+
+
+OTHERS = ("f16", "q8_0")
+CASES = [
+    *(Case(k=k, v=v) for k in reference.TYPES for v in (*reference.TYPES, *OTHERS)),
+    *(Case(k=k, v=v, tokens=9) for k in OTHERS for v in reference.TYPES),
+    *(Case(rows=rows) for rows in (1, 2, 63, 64, 65, 513, 1300)),
+    *(Case(heads=2 * group, kv_heads=2, tokens=3) for group in (1, 2, 3, 5, 7, 8)),
+    *(Case(tokens=tokens, rows=tokens + 40) for tokens in (2, 5, 63, 64, 65, 130)),
+    *(Case(k="tq3_0", v="tq2_1", k_dim=dim, v_dim=dim, tokens=2) for dim in (64, 96, 160, 224, 256)),
+    Case(k_dim=192, v_dim=128),
+    Case(k_dim=64, v_dim=256, v="tq3_0"),
+    Case(k_dim=576, v_dim=512, heads=8),
+    Case(streams=3, tokens=4, rows=90, kv_heads=2),
+    Case(streams=2, rows=700, kv_heads=2, mask="heads", sinks=True),
+    Case(mask="none", tokens=3),
+    Case(mask="heads", tokens=3, kv_heads=2),
+    Case(mask="closed", tokens=3),
+    Case(mask="closed", tokens=3, sinks=True),
+    Case(max_bias=8.0, heads=6, kv_heads=3, tokens=7),
+    Case(softcap=2.0, tokens=7),
+    Case(softcap=30.0, max_bias=4.0, sinks=True, tokens=5, heads=12, kv_heads=4),
+    Case(sinks=True, rows=1300, tokens=2),
+    Case(outliers=True, tokens=6, rows=300),
+    Case(outliers=True, k="tq2_1", v="tq3_0", tokens=70, rows=100),
+]
+
+
+@dataclasses.dataclass
+class Problem:
+    """A case and numbers: queries [stream, token, head, value], K and V [stream, row, kv head, bytes]."""
+
+    case: Case
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    mask: np.ndarray | None  # float16 [stream, head, token, row]
+    sinks: np.ndarray | None
+    scale: float
+
+
+def encode(type: str, x: np.ndarray) -> np.ndarray:
+    if type == "f16":
+        return x.astype(np.float16).view(np.uint8)
+    if type != "q8_0":
+        return reference.quantize(x.astype(np.float32), type)
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    d = (np.abs(blocks).max(-1, keepdims=True) / 127).astype(np.float16)
+    quants = np.rint(blocks / np.where(d == 0, 1, d).astype(np.float64)).clip(-127, 127).astype(np.int8)
+    packed = np.concatenate([d.view(np.uint8), quants.view(np.uint8)], axis=-1)
+    return packed.reshape(*x.shape[:-1], -1)
+
+
+def decode(type: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, how far a number of a tile may be from each of them, and the units [..., blocks]."""
+    if type == "f16":
+        x = np.ascontiguousarray(rows).view(np.float16).astype(np.float64)
+        unit = np.abs(x.reshape(*x.shape[:-1], -1, 32)).max(-1) / NUMBER_MAX
+        return x, np.repeat(unit / 2, 32, axis=-1), unit
+    if type == "q8_0":
+        blocks = rows.reshape(*rows.shape[:-1], -1, 34)
+        unit = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float64)
+        x = unit * blocks[..., 2:].view(np.int8)
+        return x.reshape(*rows.shape[:-1], -1), np.zeros(()), unit[..., 0]
+    x = reference.dequantize(rows, type).astype(np.float64)
+    exponent = rows.reshape(*rows.shape[:-1], -1, reference.TYPES[type].block_bytes)[..., 1] >> 2 & 31
+    return x, np.zeros(()), np.where(exponent == 0, 0.0, np.exp2(exponent.astype(np.float64) - 26))
+
+
+def make(case: Case) -> Problem:
+    rng = np.random.default_rng(sum(map(ord, str(case))))
+
+    def cells(dim: int) -> np.ndarray:
+        x = rng.standard_normal((case.streams, case.rows, case.kv_heads, dim))
+        x *= np.exp(0.7 * rng.standard_normal((*x.shape[:-1], 1)))
+        if case.outliers:
+            x[..., :: dim // 4] *= 60
+        x[:, rng.random(case.rows) < 0.1] = 0
+        return x
+
+    q = 2 * rng.standard_normal((case.streams, case.tokens, case.heads, case.k_dim))
+    mask = None
+    if case.mask != "none":
+        row, token = np.arange(case.rows), np.arange(case.tokens)
+        open_ = row <= token[:, None] + max(case.rows - case.tokens, 0)
+        mask_heads = case.heads if case.mask == "heads" else 1
+        value = -np.abs(row - token[:, None]) * 0.25 if case.max_bias else np.zeros(open_.shape)
+        mask = np.tile(np.where(open_, value, -np.inf), (case.streams, mask_heads, 1, 1))
+        mask[rng.random(mask.shape) < 0.2] = -np.inf
+        if case.mask == "closed":
+            mask[:, :, 0] = -np.inf
+    return Problem(
+        case=case,
+        q=q.astype(np.float32),
+        k=encode(case.k, cells(case.k_dim)),
+        v=encode(case.v, cells(case.v_dim)),
+        mask=None if mask is None else mask.astype(np.float16),
+        sinks=rng.standard_normal(case.heads).astype(np.float32) if case.sinks else None,
+        scale=float(np.float32(case.k_dim**-0.5)),
+    )
+
+
+def slopes(case: Case) -> np.ndarray:
+    """ALiBi: powers of 2^(-bias / n) for n heads, n a power of two; odd ones of its root for the rest."""
+    if case.max_bias == 0:
+        return np.ones(case.heads)
+    power = 1 << (case.heads.bit_length() - 1)
+    head = np.arange(case.heads)
+    exponent = np.where(head < power, head + 1, (2 * (head - power) + 1) / 2)
+    return np.exp2(-case.max_bias / power * exponent)
+
+
+def solve(problem: Problem, query_error: np.ndarray, weights_rounded: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The answer [stream, token, head, value], and a bound of the error of a computation in float32.
+
+    Its queries may be off by `query_error`; with `weights_rounded` it also rounds as cpu/attn.h says: the
+    numbers of an f16 block, and a weight times its unit, in parts of the tile's largest unit, to half a step.
+
+    If the exponentials p have relative errors d, the answer o moves by sum(p d (v - o)) / sum(p (1 + d)).
+    """
+    case = problem.case
+    float_error = 2.0**-22  # of one operation, generously
+    k, k_error, _ = decode(case.k, problem.k)
+    v, v_error, unit = decode(case.v, problem.v)
+    k_error = np.broadcast_to(k_error * weights_rounded, k.shape)
+    v_error = np.broadcast_to(v_error * weights_rounded, v.shape)
+    answer = np.zeros((*problem.q.shape[:-1], case.v_dim))
+    bound = np.zeros_like(answer)
+    slope = slopes(case)
+    for s, t, h in np.ndindex(*problem.q.shape[:-1]):
+        kv = h // (case.heads // case.kv_heads)
+        q, keys, values = problem.q[s, t, h].astype(np.float64), k[s, :, kv], v[s, :, kv]
+        score = keys @ q * problem.scale
+        error = np.abs(keys) @ query_error[s, t, h] + k_error[s, :, kv] @ np.abs(q)
+        error += (np.abs(keys) @ np.abs(q)) * (case.k_dim / 32 + 8) * float_error
+        error *= problem.scale
+        if case.softcap:
+            score = case.softcap * np.tanh(score / case.softcap)
+            error += 4 * case.softcap * float_error
+        if problem.mask is not None:
+            score = score + slope[h] * problem.mask[s, h % problem.mask.shape[1], t].astype(np.float64)
+        error += np.where(np.isinf(score), 0, np.abs(score)) * 4 * float_error
+        top = max(score.max(), problem.sinks[h] if case.sinks else -np.inf)
+        if top == -np.inf:
+            continue
+        p = np.exp(score - top)
+        total = p.sum() + (np.exp(problem.sinks[h] - top) if case.sinks else 0.0)
+        out = p @ values / total
+        relative = np.expm1(error + 16 * float_error)
+        moved = (p * relative) @ np.abs(values - out) + case.sinks * (relative * p).sum() * np.abs(out)
+        moved += p @ v_error[s, :, kv] + (case.rows / TILE + 8) * float_error * (p @ np.abs(values))
+        for first in range(0, case.rows if weights_rounded else 0, TILE):
+            tile = slice(first, first + TILE)
+            u = np.repeat(unit[s, tile, kv], 32, axis=-1)
+            numbers = np.abs(values[tile]) / np.where(u == 0, 1, u) + (u > 0) * (case.v == "f16")
+            step = max(p[tile].max() / WEIGHT_MAX, p[tile].sum() / WEIGHT_SUM)
+            moved += step / 2 * u.max(0) * ((p[tile] > 0) @ numbers)
+        answer[s, t, h] = out
+        least = total - p.sum() + p @ np.exp(-error - 16 * float_error)
+        bound[s, t, h] = moved / least
+    return answer, bound
+
+
+def check(problem: Problem, result: np.ndarray) -> None:
+    """`result` is what cpu/attn.h may answer."""
+    step = np.abs(problem.q).max(-1, keepdims=True) / (2 * QUERY_MAX)
+    answer, bound = solve(problem, np.broadcast_to(step, problem.q.shape), weights_rounded=True)
+    assert_within(result.reshape(answer.shape), answer, bound)
+
+
+def assert_within(result: np.ndarray, answer: np.ndarray, bound: np.ndarray) -> None:
+    excess = np.abs(result - answer) - bound
+    assert np.all(excess <= 1e-30), f"off by {np.abs(result - answer).max()}, {excess.max()} too much"
+
+
+def run(command: list[str], problem: Problem, isa: str, threads: int, by_row: bool = True) -> np.ndarray:
+    """The answer of the compiled attention_driver.c."""
+    case = problem.case
+    masks = (0, 0) if problem.mask is None else problem.mask.shape[:2]
+    header = struct.pack(
+        "16q3f4x",
+        *(
+            case.streams,
+            case.tokens,
+            case.heads,
+            case.streams,
+            case.kv_heads,
+            case.rows,
+            case.k_dim,
+            case.v_dim,
+        ),
+        *(GGML_IDS[case.k], GGML_IDS[case.v], problem.k.shape[-1], problem.v.shape[-1], by_row),
+        *(*masks, case.sinks, problem.scale, case.max_bias, case.softcap),
+    )
+    k, v = (x if by_row else np.ascontiguousarray(x.swapaxes(1, 2)) for x in (problem.k, problem.v))
+    arrays = (problem.q, k, v, problem.mask, problem.sinks)
+    data = header + b"".join(array.tobytes() for array in arrays if array is not None)
+    result = subprocess.run([*command, isa, str(threads)], input=data, capture_output=True)
+    assert result.returncode == 0, f"{isa}: {result.returncode}, {result.stderr.decode()}"
+    return np.frombuffer(result.stdout, np.float32)
