@@ -6,6 +6,7 @@
 // [codebook][sign][candidate][sub-block].
 //
 // Dequantise: 16 indices in 32-bit lanes pick from 16 floats that are already multiplied by the scale; no conversion.
+// On rows of 128 values 0-25 % faster than avx2.c; on long rows stores bound both (Zen 5).
 //
 // Dot: x86_dot.h, with the VNNI instruction for products and sums by fours.
 #include <math.h>
