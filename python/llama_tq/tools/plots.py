@@ -45,7 +45,7 @@ def heatmap(result: Evaluation, path: Path) -> Path:
     """Mean KL divergence by K type and V type; pairs that were not measured are empty."""
     rows = _measured(result)
     ks, vs = (
-        sorted({getattr(r.pair, side) for r in rows}, key=bits_per_value, reverse=True) for side in "kv"
+        sorted({getattr(r.pair, side) for r in rows}, key=lambda t: (-bits_per_value(t), t)) for side in "kv"
     )
     grid = np.full((len(ks), len(vs)), np.nan)
     for row in rows:
