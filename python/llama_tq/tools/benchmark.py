@@ -20,7 +20,7 @@ from .pairs import bits_per_value
 
 YARDSTICKS = ("q8_0", "q5_0", "q4_0", "iq4_nl")
 HEAD = 128  # values that a cosine and an inner product are taken over
-VALUES = 1 << 20
+VALUES = 1 << 18
 _REPEATS = 5  # the fastest counts
 
 

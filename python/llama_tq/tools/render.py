@@ -184,15 +184,12 @@ def generation(result: Generation) -> str:
 
 
 def bench(result: Bench) -> Table:
-    depths = sorted({s.depth for s in result.speeds})
     made = table(
-        f"{result.model} ({result.description}), {result.threads} threads, tokens per second",
-        "K/V",
-        *(f"{what} at {depth}" for depth in depths for what in ("read", "write")),
+        f"{result.model} ({result.description}), threads: {result.threads}; tokens per second",
+        *("K/V", "depth", "read", "write"),
     )
-    for pair in dict.fromkeys(s.pair for s in result.speeds):
-        speeds = [s for s in result.speeds if s.pair == pair]
-        made.add_row(str(pair), *(f"{x:.1f}" for s in speeds for x in (s.read, s.write)))
+    for speed in result.speeds:
+        made.add_row(str(speed.pair), str(speed.depth), f"{speed.read:.1f}", f"{speed.write:.1f}")
     return made
 
 
