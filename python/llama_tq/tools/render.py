@@ -65,9 +65,9 @@ def info(result: Info) -> RenderableType:
 
 def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:
     made = table(
-        "N(0, 1) values. gap: dB short of the rate-distortion limit. in, out: million\n"
-        "values quantised and dequantised per second by one thread",
-        *("type", "tier", "bits", "NMSE", "SNR dB", "gap", "cosine", "bias", "corr.", "in", "out"),
+        "N(0, 1) values. gap: dB short of the rate-distortion limit. in: million values\n"
+        "quantised, out: billion values dequantised per second by one thread",
+        *("type", "tier", "bits", "NMSE", "SNR", "gap", "cosine", "bias", "corr.", "in", "out"),
     )
     for r in rows:
         made.add_row(
@@ -76,12 +76,12 @@ def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:
             f"{r.bits_per_value:.1f}",
             f"{r.nmse:.5f}",
             f"{r.snr_db:.2f}",
-            f"{r.limit_db:.2f}",
+            f"{r.limit_db:.1f}",
             f"{r.cosine:.4f}",
             f"{r.inner_product_bias:+.1%}",
             f"{r.inner_product_correlation:.4f}",
             f"{r.quantize_per_second / 1e6:.0f}",
-            f"{r.dequantize_per_second / 1e6:.0f}",
+            f"{r.dequantize_per_second / 1e9:.1f}",
         )
     return made
 
@@ -185,7 +185,7 @@ def generation(result: Generation) -> str:
 
 def bench(result: Bench) -> Table:
     made = table(
-        f"{result.model} ({result.description}), threads: {result.threads}; tokens per second",
+        f"{result.model}, threads: {result.threads}; tokens/s",
         *("K/V", "depth", "read", "write"),
     )
     for speed in result.speeds:
