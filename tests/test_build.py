@@ -129,7 +129,7 @@ def test_the_named_sdist_is_verified(monkeypatch, tmp_path):
 def test_the_backend_answers_a_missing_network_with_one_message(links, tmp_path):
     """As pip runs it: a subprocess whose output the user sees."""
     checkout = tmp_path / "checkout"
-    for name in ("pyproject.toml", "patches/upstream.toml", "patches/series", "python/tq_build"):
+    for name in ("pyproject.toml", "patches", "python/tq_build"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, checkout / name)

@@ -143,7 +143,13 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
         "--no-yardsticks",
     ]
     command = [sys.executable, "-m", "llama_tq.cli", *map(str, arguments), "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("chunk-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.01)

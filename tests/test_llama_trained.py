@@ -54,14 +54,32 @@ def test_divergence_is_below_that_of_upstreams_types(path):
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_parallel_sequences_equal_single_ones(path, name):
+def test_parallel_sequences_are_as_good_as_single_ones(path, name):
+    """Next to others a sequence is as near to f16 as alone.
+
+    Not bit for bit the same as alone: a batch is rounded differently, and the least difference in a value can
+    make the encoder choose another scale for it.
+    """
     texts = [text(path)[start : start + 40] for start in (0, 100, 200)]
     entries = [(part[i], i, sequence) for i in range(40) for sequence, part in enumerate(texts)]
     with Session(path, name, name, cells=768, sequences=3) as session:
         together = session.decode_batch(entries)
     for sequence, part in enumerate(texts):
-        with Session(path, name, name) as session:
-            assert distance(together[sequence::3], session.decode(part)) < 1e-2
+        with Session(path, name, name) as session, Session(path, "f16", "f16") as reference:
+            alone, f16 = session.decode(part), reference.decode(part)
+        assert distance(together[sequence::3], f16) < 1.3 * distance(alone, f16)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_cells_out_of_use_change_no_bit(path, name):
+    """A cache with removed tokens in its cells answers as a fresh one."""
+    prompt, removed = text(path)[:100], text(path)[300:500]
+    with Session(path, name, name) as fresh:
+        expected = fresh.decode(prompt)
+    with Session(path, name, name) as used:
+        used.decode(removed)
+        api.llama_memory_seq_rm(used.memory, 0, -1, -1)
+        np.testing.assert_array_equal(used.decode(prompt), expected)
 
 
 @pytest.mark.parametrize("name", TYPES)

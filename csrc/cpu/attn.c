@@ -68,6 +68,7 @@ struct scratch {
     float * acc;        // [rows][v.dim]
     float * mask;       // [masks][64], at most one for each row
     bool * open;        // [masks]: it lets anything through
+    float * live;       // [64]: the largest of the masks; -infinity for a cache row that no query row sees
     int16_t * keys;     // a tile
     int16_t * values;   // a tile
     float * key_unit;   // [k blocks][64]
@@ -93,6 +94,7 @@ static struct scratch lay_out(const struct tq_attn * a, const struct plan * p, c
     s.acc = take(base, &s.size, rows * dv * sizeof(float));
     s.mask = take(base, &s.size, rows * TQ_ATTN_TILE * sizeof(float));
     s.open = take(base, &s.size, rows * sizeof(bool));
+    s.live = take(base, &s.size, TQ_ATTN_TILE * sizeof(float));
     s.keys = take(base, &s.size, TQ_ATTN_TILE * dk * sizeof(int16_t));
     s.values = take(base, &s.size, TQ_ATTN_TILE * dv * sizeof(int16_t));
     s.key_unit = take(base, &s.size, TQ_ATTN_TILE * dk / TQ_BLOCK * sizeof(float));
@@ -171,10 +173,14 @@ static float alibi_slope(const struct tq_attn * a, int64_t head) {
                         : powf(powf(2.0f, -a->max_bias / 2.0f / (float) power), (float) (2 * (head - power) + 1));
 }
 
-// Ratios of a tile's units to the largest one of their block of columns.
-static void make_ratios(int blocks, float * unit, float * top) {
+// Ratios of a tile's units to the largest one of their block of columns. Rows that nobody sees, unused cells with what
+// was once in them, must not move the rounding of the others.
+static void make_ratios(int blocks, const float * live, float * unit, float * top) {
     for (int b = 0; b < blocks; b++) {
         float * u = unit + b * TQ_ATTN_TILE;
+        for (int t = 0; t < TQ_ATTN_TILE; t++) {
+            u[t] = live[t] > -INFINITY ? u[t] : 0.0f;
+        }
         const float most = largest_magnitude(u, TQ_ATTN_TILE);
         const float inverse = most > 0.0f ? 1.0f / most : 0.0f;
         for (int t = 0; t < TQ_ATTN_TILE; t++) {
@@ -236,6 +242,10 @@ static void prepare_rows(struct task * k) {
 static bool load_masks(struct task * k, int64_t t, int n) {
     const struct tq_attn * a = k->a;
     bool any = false;
+    float * live = k->scratch.live;
+    for (int i = 0; i < TQ_ATTN_TILE; i++) {
+        live[i] = -INFINITY;
+    }
     for (int r = 0, m = 0; r < k->rows; r += k->mask_share, m++) {
         float * mask = k->scratch.mask + m * TQ_ATTN_TILE;
         if (a->mask != NULL) {
@@ -249,6 +259,9 @@ static bool load_masks(struct task * k, int64_t t, int n) {
                 mask[i] = i < n ? 0.0f : -INFINITY;
             }
             k->scratch.open[m] = true;
+        }
+        for (int i = 0; i < TQ_ATTN_TILE; i++) {
+            live[i] = mask[i] > live[i] ? mask[i] : live[i];
         }
         any |= k->scratch.open[m];
     }
@@ -323,7 +336,7 @@ void tq_attn_run_task(const struct tq_attn * a, int64_t index, void * work, int 
         }
         load_keys(k + t * a->k.row_stride, a->k.row_stride, n, k_blocks, s->keys, s->key_unit);
         load_values(v + t * a->v.row_stride, a->v.row_stride, n, v_blocks, s->values, s->value_unit);
-        make_ratios(v_blocks, s->value_unit, s->value_top);
+        make_ratios(v_blocks, s->live, s->value_unit, s->value_top);
         for (int first = 0; first < task.rows; first += TQ_ATTN_ROWS) {
             const int count = task.rows - first < TQ_ATTN_ROWS ? task.rows - first : TQ_ATTN_ROWS;
             bool open = false;
