@@ -148,7 +148,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("chunk-*.npz")) and time.monotonic() < deadline:

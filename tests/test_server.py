@@ -108,7 +108,7 @@ def test_tq_answers_like_f16():
 
 
 def test_parallel_requests(server):
-    """Four at a time in two slots: each gets its own answer, and its first token the probability it has alone.
+    """Four at a time in two slots: each gets its own answer, its first token as probable as alone.
 
     Later tokens may differ: a batch is rounded differently from a row, so near ties fall either way.
     """
