@@ -1,7 +1,8 @@
 // The driver of attn.h: who computes what, the running softmax, and the merge. No instruction set, no ggml.
 //
 // A task is one KV head of one stream, a block of tokens, and a chunk of the cache. Tasks depend on the shapes only and
-// chunks merge in order, so the result does not depend on the number of threads.
+// chunks merge in order, so the result does not depend on the number of threads. Heads come before chunks, because
+// their rows lie side by side: 5.8 ns for a query head and a row in decode out of memory, 6.6 the other way round.
 #include "attn_tier.h"
 
 #include <math.h>
@@ -305,16 +306,16 @@ static void take_tile(struct task * k, int first, int count) {
 
 void tq_attn_run_task(const struct tq_attn * a, int64_t index, void * work, int thread, int threads) {
     const struct plan p = make_plan(a);
-    const int64_t block = index / p.chunks / a->kv_heads % p.blocks;
+    const int64_t block = index / a->kv_heads / p.chunks % p.blocks;
     struct task task = {
         .a = a,
         .kernels = tiers[tq_isa_active()],
         .plan = p,
         .scratch = lay_out(a, &p, aligned(work) + (size_t) thread * lay_out(a, &p, NULL).size),
-        .stream = index / p.chunks / a->kv_heads / p.blocks,
-        .kv_head = index / p.chunks % a->kv_heads,
+        .stream = index / a->kv_heads / p.chunks / p.blocks,
+        .kv_head = index % a->kv_heads,
         .first_token = block * p.block,
-        .chunk = index % p.chunks,
+        .chunk = index / a->kv_heads % p.chunks,
         .rows = (int) (p.group * (block + 1 < p.blocks ? p.block : a->tokens - block * p.block)),
         .mask_share = a->mask_heads > 1 ? 1 : (int) p.group,
     };
