@@ -273,11 +273,18 @@ static bool load_masks(struct task * k, int64_t t, int n) {
 static void take_tile(struct task * k, int first, int count) {
     const struct scratch * s = &k->scratch;
     const int k_blocks = (int) (k->a->k.dim / TQ_BLOCK), v_blocks = (int) (k->a->v.dim / TQ_BLOCK);
-    float keep[TQ_ATTN_ROWS], add[TQ_ATTN_ROWS];
+    float max[TQ_ATTN_ROWS], sum[TQ_ATTN_ROWS], keep[TQ_ATTN_ROWS], add[TQ_ATTN_ROWS];
     k->kernels->scores(s->query + first * k->a->k.dim, count, k_blocks, s->keys, s->key_unit, s->score);
+    // Rows do not wait for each other here: the processor computes their exponentials at the same time.
+    for (int i = 0; i < count; i++) {
+        const struct row * row = &s->row[first + i];
+        if (s->open[row->mask]) {
+            const float * mask = s->mask + row->mask * TQ_ATTN_TILE;
+            max[i] = k->kernels->softmax(s->score + i * TQ_ATTN_TILE, mask, &row->softmax, &sum[i]);
+        }
+    }
     for (int i = 0; i < count; i++) {
         struct row * row = &s->row[first + i];
-        float * score = s->score + i * TQ_ATTN_TILE;
         int16_t * weight = s->weight + i * v_blocks * TQ_ATTN_TILE;
         keep[i] = 1.0f;
         add[i] = 0.0f;
@@ -285,19 +292,17 @@ static void take_tile(struct task * k, int first, int count) {
             memset(weight, 0, (size_t) v_blocks * TQ_ATTN_TILE * sizeof(int16_t));
             continue;
         }
-        float sum;
-        const float max = k->kernels->softmax(score, s->mask + row->mask * TQ_ATTN_TILE, &row->softmax, &sum);
-        const float steps =
-            sum * TQ_ATTN_WEIGHT_MAX < TQ_ATTN_WEIGHT_SUM ? TQ_ATTN_WEIGHT_MAX : TQ_ATTN_WEIGHT_SUM / sum;
-        k->kernels->weights(score, steps, s->value_unit, v_blocks, weight);
-        if (max > row->max) {
-            keep[i] = expf(row->max - max);
+        const float most = TQ_ATTN_WEIGHT_SUM / sum[i];
+        const float steps = most < TQ_ATTN_WEIGHT_MAX ? most : TQ_ATTN_WEIGHT_MAX;
+        k->kernels->weights(s->score + i * TQ_ATTN_TILE, steps, s->value_unit, v_blocks, weight);
+        if (max[i] > row->max) {
+            keep[i] = expf(row->max - max[i]);
             add[i] = 1.0f;
-            row->max = max;
+            row->max = max[i];
         } else {
-            add[i] = expf(max - row->max);
+            add[i] = expf(max[i] - row->max);
         }
-        row->sum = row->sum * keep[i] + sum * add[i];
+        row->sum = row->sum * keep[i] + sum[i] * add[i];
         add[i] /= steps;
     }
     k->kernels->accumulate(s->weight, count, v_blocks, s->values, s->value_top, keep, add,
