@@ -208,12 +208,7 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, const s
     const int * code = w.code + 8 * c;
     const unsigned negative[2] = {w.negative >> 8 * c & 1, w.negative >> (8 * c + 1) & 1};
 
-    unsigned bits = (unsigned) (e[c] << 10 | c << 15);
-    for (int k = 0; k < 2; k++) {
-        bits |= ((unsigned) (code[k] - 8 * e[c]) | negative[k] << 4) << 5 * k;
-    }
-    word[0] = (uint8_t) bits;
-    word[1] = (uint8_t) (bits >> 8);
+    tq_encode_scales(word, e[c], c, code, negative);
     *index = assign(x, code, negative, tables->cut[c], 1 << s->bits);
     return true;
 }

@@ -156,13 +156,12 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, const s
     }
     const int c = best[0][1].price + best[1][1].price < best[0][0].price + best[1][0].price;
 
-    unsigned bits = (unsigned) (e[c] << 10 | c << 15);
     for (int k = 0; k < 2; k++) {
-        bits |= ((unsigned) (best[k][c].code - 8 * e[c]) | (unsigned) best[k][c].negative << 4) << 5 * k;
         index[k] = assign(x[k], best[k][c], tables->cut[c], 1 << s->bits);
     }
-    word[0] = (uint8_t) bits;
-    word[1] = (uint8_t) (bits >> 8);
+    const int code[2] = {best[0][c].code, best[1][c].code};
+    const unsigned negative[2] = {best[0][c].negative, best[1][c].negative};
+    tq_encode_scales(word, e[c], c, code, negative);
     return true;
 }
 

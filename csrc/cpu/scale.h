@@ -26,3 +26,14 @@ static inline void tq_decode_scales(const unsigned char word[2], float scale[2])
     scale[0] = tq_field_scale(w, w);
     scale[1] = tq_field_scale(w, w >> 5);
 }
+
+// The inverse, for the codes and signs that an encoder chose under exponent e and codebook c.
+static inline void tq_encode_scales(unsigned char word[2], int e, int c, const int code[2],
+                                    const unsigned negative[2]) {
+    unsigned bits = (unsigned) (e << 10 | c << 15);
+    for (int k = 0; k < 2; k++) {
+        bits |= ((unsigned) (code[k] - 8 * e) | negative[k] << 4) << 5 * k;
+    }
+    word[0] = (unsigned char) bits;
+    word[1] = (unsigned char) (bits >> 8);
+}
