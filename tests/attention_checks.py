@@ -9,15 +9,40 @@ import subprocess
 import numpy as np
 
 from llama_tq import reference
+from llama_tq.reference import _codec
 
 TILE = 64  # cache rows that share the unit of a weight
-QUERY_MAX, NUMBER_MAX, WEIGHT_MAX, WEIGHT_SUM = 16383, 4096, 32767, 524224  # cpu/attn.h
+TASK_ROWS = 256  # of cpu/attn.c
+NUMBER_MAX = 4096  # of an f16 block in words
 GGML_IDS = {"f16": 1, "q8_0": 8, **{name: spec.id for name, spec in reference.TYPES.items()}}
 
 
 @dataclasses.dataclass(frozen=True)
+class Format:
+    """How a tier holds a side of a tile: see cpu/attn.h, from where these numbers are."""
+
+    under_unit: int
+    query_max: int
+    weight_max: int
+    weight_sum: float
+
+
+WORDS = Format(under_unit=32, query_max=16383, weight_max=32767, weight_sum=524224)
+BYTES = Format(under_unit=16, query_max=127, weight_max=255, weight_sum=np.inf)
+BYTE_TIERS = ("avx512",)
+
+
+def format_of(tier: str, type: str) -> Format:
+    return BYTES if tier in BYTE_TIERS and type != "f16" else WORDS
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
-    """Shapes and options. `mask`: none, causal, heads (one for each head), closed (token 0 sees nothing)."""
+    """Shapes and options.
+
+    `mask`: none, causal, heads (one for each head), closed (token 0 sees nothing), first (row 0 draws nearly
+    all attention, and its values are tiny).
+    """
 
     k: str = "tq4_0"
     v: str = "tq4_0"
@@ -60,6 +85,7 @@ CASES = [
     Case(mask="heads", tokens=3, kv_heads=2),
     Case(mask="closed", tokens=3),
     Case(mask="closed", tokens=3, sinks=True),
+    *(Case(mask="first", rows=rows, v=v) for rows in (60, 700) for v in ("tq4_0", "tq2_1", "q8_0")),
     Case(max_bias=8.0, heads=6, kv_heads=3, tokens=7),
     Case(softcap=2.0, tokens=7),
     Case(softcap=30.0, max_bias=4.0, sinks=True, tokens=5, heads=12, kv_heads=4),
@@ -94,20 +120,26 @@ def encode(type: str, x: np.ndarray) -> np.ndarray:
     return packed.reshape(*x.shape[:-1], -1)
 
 
-def decode(type: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values, how far a number of a tile may be from each of them, and the units [..., blocks]."""
+def decode(type: str, rows: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, how far a number of a tile may be from each of them, and the units, one for each value."""
     if type == "f16":
         x = np.ascontiguousarray(rows).view(np.float16).astype(np.float64)
         unit = np.abs(x.reshape(*x.shape[:-1], -1, 32)).max(-1) / NUMBER_MAX
-        return x, np.repeat(unit / 2, 32, axis=-1), unit
+        return x, np.repeat(unit / 2, 32, axis=-1), np.repeat(unit, 32, axis=-1)
     if type == "q8_0":
         blocks = rows.reshape(*rows.shape[:-1], -1, 34)
         unit = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float64)
-        x = unit * blocks[..., 2:].view(np.int8)
-        return x.reshape(*rows.shape[:-1], -1), np.zeros(()), unit[..., 0]
+        x = (unit * blocks[..., 2:].view(np.int8)).reshape(*rows.shape[:-1], -1)
+        return x, np.zeros(()), np.repeat(unit[..., 0], 32, axis=-1)
     x = reference.dequantize(rows, type).astype(np.float64)
-    exponent = rows.reshape(*rows.shape[:-1], -1, reference.TYPES[type].block_bytes)[..., 1] >> 2 & 31
-    return x, np.zeros(()), np.where(exponent == 0, 0.0, np.exp2(exponent.astype(np.float64) - 26))
+    blocks = rows.reshape(-1, reference.TYPES[type].block_bytes)
+    if format is BYTES:
+        words = np.ascontiguousarray(blocks[:, :2]).view(np.uint16)[:, 0]
+        unit = np.abs(_codec.decode_scale_words(words)[0].astype(np.float64))
+    else:
+        exponent = blocks[:, 1] >> 2 & 31
+        unit = np.where(exponent == 0, 0.0, np.exp2(exponent.astype(np.float64) - 26))
+    return x, np.zeros(()), np.repeat(unit.reshape(*x.shape[:-1], -1), format.under_unit, axis=-1)
 
 
 def make(case: Case) -> Problem:
@@ -122,8 +154,12 @@ def make(case: Case) -> Problem:
         return x
 
     q = 2 * rng.standard_normal((case.streams, case.tokens, case.heads, case.k_dim))
-    mask = None
-    if case.mask != "none":
+    k, v, mask = cells(case.k_dim), cells(case.v_dim), None
+    if case.mask == "first":
+        mask = np.zeros((case.streams, 1, case.tokens, case.rows))
+        mask[..., 0] = 12
+        v[:, 0] /= 1000
+    elif case.mask != "none":
         row, token = np.arange(case.rows), np.arange(case.tokens)
         open_ = row <= token[:, None] + max(case.rows - case.tokens, 0)
         mask_heads = case.heads if case.mask == "heads" else 1
@@ -135,8 +171,8 @@ def make(case: Case) -> Problem:
     return Problem(
         case=case,
         q=q.astype(np.float32),
-        k=encode(case.k, cells(case.k_dim)),
-        v=encode(case.v, cells(case.v_dim)),
+        k=encode(case.k, k),
+        v=encode(case.v, v),
         mask=None if mask is None else mask.astype(np.float16),
         sinks=rng.standard_normal(case.heads).astype(np.float32) if case.sinks else None,
         scale=float(np.float32(case.k_dim**-0.5)),
@@ -153,20 +189,53 @@ def slopes(case: Case) -> np.ndarray:
     return np.exp2(-case.max_bias / power * exponent)
 
 
-def solve(problem: Problem, query_error: np.ndarray, weights_rounded: bool) -> tuple[np.ndarray, np.ndarray]:
+def seen(problem: Problem, s: int, t: int, h: int) -> np.ndarray:
+    """The cache rows that any query of a task of cpu/attn.c sees: a block of tokens, the heads of a group."""
+    case = problem.case
+    if problem.mask is None:
+        return np.ones(case.rows, bool)
+    group = case.heads // case.kv_heads
+    block = -(-case.tokens // -(-case.tokens * group // TASK_ROWS))
+    first = t // block * block
+    heads = [i % problem.mask.shape[1] for i in range(h // group * group, (h // group + 1) * group)]
+    return np.isfinite(problem.mask[s, heads, first : first + block]).any((0, 1))
+
+
+def round_weights(
+    p: np.ndarray, error: np.ndarray, unit: np.ndarray, live: np.ndarray, format: Format
+) -> tuple[np.ndarray, np.ndarray]:
+    """The softmax weights of a tile's rows for each column [row, value], and how far they may be from these.
+
+    `error` is how far p may be, relatively; near a tie it decides to which side a weight is rounded.
+    """
+    top = np.where(live[:, None], unit, 0).max(0)
+    ratio = np.where(live[:, None], unit, 0) / np.where(top == 0, 1, top)
+    most = (p * ratio.max(-1)).max() if format is BYTES else p.max()
+    if most == 0:
+        return np.zeros(unit.shape), np.zeros(unit.shape)
+    steps = min(format.weight_max / most, format.weight_sum / p.sum())
+    exact = steps * p[:, None] * ratio
+    numbers = np.rint(exact)
+    past_tie = exact * (error + error.max())[:, None] + 2.0**-20 - (0.5 - np.abs(exact - numbers))
+    step = top / np.where(unit == 0, 1, unit) / steps * (unit > 0)
+    return numbers * step, np.ceil(np.maximum(past_tie, 0)) * step
+
+
+def solve(problem: Problem, query_error: np.ndarray, tier: str | None) -> tuple[np.ndarray, np.ndarray]:
     """The answer [stream, token, head, value], and a bound of the error of a computation in float32.
 
-    Its queries may be off by `query_error`; with `weights_rounded` it also rounds as cpu/attn.h says: the
-    numbers of an f16 block, and a weight times its unit, in parts of the tile's largest unit, to half a step.
+    Its queries may be off by `query_error`. A tier rounds the weights, as `round_weights` does, and the
+    numbers of an f16 block in words.
 
     If the exponentials p have relative errors d, the answer o moves by sum(p d (v - o)) / sum(p (1 + d)).
     """
     case = problem.case
     float_error = 2.0**-22  # of one operation, generously
-    k, k_error, _ = decode(case.k, problem.k)
-    v, v_error, unit = decode(case.v, problem.v)
-    k_error = np.broadcast_to(k_error * weights_rounded, k.shape)
-    v_error = np.broadcast_to(v_error * weights_rounded, v.shape)
+    format = format_of(tier or "", case.v)
+    k, k_error, _ = decode(case.k, problem.k, WORDS)
+    v, v_error, unit = decode(case.v, problem.v, format)
+    k_error = np.broadcast_to(k_error * bool(tier), k.shape)
+    v_error = np.broadcast_to(v_error * bool(tier), v.shape)
     answer = np.zeros((*problem.q.shape[:-1], case.v_dim))
     bound = np.zeros_like(answer)
     slope = slopes(case)
@@ -188,26 +257,36 @@ def solve(problem: Problem, query_error: np.ndarray, weights_rounded: bool) -> t
             continue
         p = np.exp(score - top)
         total = p.sum() + (np.exp(problem.sinks[h] - top) if case.sinks else 0.0)
-        out = p @ values / total
         relative = np.expm1(error + 16 * float_error)
+        weights, unsure = np.repeat(p[:, None], case.v_dim, -1), np.zeros_like(values)
+        live = seen(problem, s, t, h)
+        for first in range(0, case.rows if tier else 0, TILE):
+            tile = slice(first, first + TILE)
+            live = seen(problem, s, t, h)[tile]
+            weights[tile], unsure[tile] = round_weights(
+                p[tile], relative[tile], unit[s, tile, kv], live, format
+            )
+        out = (weights * values).sum(0) / total
         moved = (p * relative) @ np.abs(values - out) + case.sinks * (relative * p).sum() * np.abs(out)
         moved += p @ v_error[s, :, kv] + (case.rows / TILE + 8) * float_error * (p @ np.abs(values))
-        for first in range(0, case.rows if weights_rounded else 0, TILE):
-            tile = slice(first, first + TILE)
-            u = np.repeat(unit[s, tile, kv], 32, axis=-1)
-            numbers = np.abs(values[tile]) / np.where(u == 0, 1, u) + (u > 0) * (case.v == "f16")
-            step = max(p[tile].max() / WEIGHT_MAX, p[tile].sum() / WEIGHT_SUM)
-            moved += step / 2 * u.max(0) * ((p[tile] > 0) @ numbers)
+        moved += (unsure * np.abs(values)).sum(0)
         answer[s, t, h] = out
         least = total - p.sum() + p @ np.exp(-error - 16 * float_error)
         bound[s, t, h] = moved / least
     return answer, bound
 
 
-def check(problem: Problem, result: np.ndarray) -> None:
+def round_queries(q: np.ndarray, most: int) -> np.ndarray:
+    """To integers of at most `most` times a unit for each row, in float32 up to the integers."""
+    top = np.abs(q).max(-1, keepdims=True)
+    inverse = np.where(top > 0, np.float32(most) / np.where(top > 0, top, 1), 0).astype(np.float32)
+    return np.rint(q * inverse) * (top.astype(np.float64) / most)
+
+
+def check(problem: Problem, result: np.ndarray, tier: str) -> None:
     """`result` is what cpu/attn.h may answer."""
-    step = np.abs(problem.q).max(-1, keepdims=True) / (2 * QUERY_MAX)
-    answer, bound = solve(problem, np.broadcast_to(step, problem.q.shape), weights_rounded=True)
+    q = round_queries(problem.q, format_of(tier, problem.case.k).query_max)
+    answer, bound = solve(dataclasses.replace(problem, q=q), np.zeros_like(q), tier)
     assert_within(result.reshape(answer.shape), answer, bound)
 
 

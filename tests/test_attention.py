@@ -32,7 +32,7 @@ def test_every_tier_is_within_the_bound_whatever_the_threads(driver: list[str], 
     problem = attention_checks.make(case)
     for isa in TIERS:
         results = [attention_checks.run(driver, problem, isa, threads) for threads in THREADS]
-        attention_checks.check(problem, results[0])
+        attention_checks.check(problem, results[0], isa)
         assert len({result.tobytes() for result in results}) == 1, isa
         assert attention_checks.run(driver, problem, isa, 1, by_row=False).tobytes() == results[0].tobytes()
 
@@ -41,7 +41,7 @@ def test_every_tier_is_within_the_bound_whatever_the_threads(driver: list[str], 
 def test_neon_is_within_the_bound(aarch64_driver: Path, case: Case):
     problem = attention_checks.make(case)
     old = drivers.emulate(aarch64_driver, "cortex-a53")
-    attention_checks.check(problem, attention_checks.run(old, problem, "neon", 3))
+    attention_checks.check(problem, attention_checks.run(old, problem, "neon", 3), "neon")
 
 
 def test_the_check_notices_a_small_error(driver: list[str]):
@@ -49,7 +49,7 @@ def test_the_check_notices_a_small_error(driver: list[str]):
     result = attention_checks.run(driver, problem, "scalar", 1).copy()
     result[7] += 0.01 * np.abs(result).max()
     with pytest.raises(AssertionError, match="too much"):
-        attention_checks.check(problem, result)
+        attention_checks.check(problem, result, "scalar")
 
 
 # --- in ggml ---
@@ -146,5 +146,5 @@ def test_upstream_computes_the_same(ggml: Ggml, case: Case):
         blocks = problem.q.reshape(*problem.q.shape[:-1], -1, 32)
         step = np.abs(blocks).max(-1, keepdims=True) / 127
         error += np.broadcast_to(step / 2 * (1 + rounding), blocks.shape).reshape(problem.q.shape)
-    answer, bound = attention_checks.solve(problem, error, weights_rounded=False)
+    answer, bound = attention_checks.solve(problem, error, tier=None)
     attention_checks.assert_within(ggml.attention(problem, 2, upstream=True), answer, bound)

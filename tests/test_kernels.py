@@ -18,7 +18,17 @@ KERNELS = [kernel for kernel in llama_tq.kernels() if kernel.supported and kerne
 CPU_FLAGS = {
     "x86_64": {
         "avx2": {"avx2", "fma", "f16c"},
-        "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+        "avx512": {
+            "avx2",
+            "fma",
+            "f16c",
+            "avx512f",
+            "avx512bw",
+            "avx512vl",
+            "avx512dq",
+            "avx512vbmi",
+            "avx512_vnni",
+        },
     },
     "aarch64": {"neon": {"asimd"}, "neon_dotprod": {"asimddp"}},
 }

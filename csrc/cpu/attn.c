@@ -1,15 +1,18 @@
 // The driver of attn.h: who computes what, the running softmax, and the merge. No instruction set, no ggml.
 //
-// A task is one KV head of one stream, a block of tokens, and a chunk of the cache. Tasks depend on the shapes only and
-// chunks merge in order, so the result does not depend on the number of threads. Heads come before chunks, because
-// their rows lie side by side: 5.8 ns for a query head and a row in decode out of memory, 6.6 the other way round.
+// A task is some KV heads of one stream, a block of tokens, and a chunk of the cache. Tasks depend on the shapes only
+// and chunks merge in order, so the result does not depend on the number of threads.
+//
+// In decode, tasks take as many heads as they can: their rows lie side by side, and memory is read in order. Two
+// threads, 32 / 8 heads of 128, 4096 rows of tq4_0 out of memory, ms for four layers: 1.18 with all eight heads in a
+// task, 1.20 with two (which leaves 32 tasks), 1.35 with one.
 #include "attn_tier.h"
 
 #include <math.h>
 #include <string.h>
 
 #define TASK_ROWS 256  // query rows of a task, about: what one unpacking of the cache serves
-#define TASKS 64       // wanted of an operation
+#define TASKS 32       // wanted of an operation
 #define CHUNK_ROWS 512 // least cache rows of a chunk
 
 static const struct tq_attn_kernels * const tiers[TQ_ISA_COUNT] = {
@@ -18,12 +21,18 @@ static const struct tq_attn_kernels * const tiers[TQ_ISA_COUNT] = {
 #undef TQ_ISA
 };
 
-static tq_attn_load_fn key_loader(const struct tq_attn_kernels * tier, int type) {
-    return tier->load_keys[type] ? tier->load_keys[type] : key_loader(tier->base, type);
+static struct tq_attn_loader key_loader(const struct tq_attn_kernels * tier, int type) {
+    return tier->keys[type].load ? tier->keys[type] : key_loader(tier->base, type);
 }
 
-static tq_attn_load_fn value_loader(const struct tq_attn_kernels * tier, int type) {
-    return tier->load_values[type] ? tier->load_values[type] : value_loader(tier->base, type);
+static struct tq_attn_loader value_loader(const struct tq_attn_kernels * tier, int type) {
+    return tier->values[type].load ? tier->values[type] : value_loader(tier->base, type);
+}
+
+static size_t block_bytes(int type) {
+    return type == TQ_ATTN_F16    ? TQ_BLOCK * sizeof(uint16_t)
+           : type == TQ_ATTN_Q8_0 ? sizeof(tq_block_q8_0)
+                                  : (size_t) tq_type_info((enum tq_type) type)->block_bytes;
 }
 
 static int64_t ceil_div(int64_t a, int64_t b) {
@@ -32,11 +41,12 @@ static int64_t ceil_div(int64_t a, int64_t b) {
 
 struct plan {
     int64_t group;  // query heads of a KV head
+    int64_t heads;  // KV heads of a task
     int64_t block;  // tokens of a task
     int64_t blocks; // of tokens
     int64_t chunk;  // cache rows of a task
     int64_t chunks;
-    int64_t rows; // query rows of a task at most
+    int64_t rows; // query rows of a KV head in a task, at most
 };
 
 static struct plan make_plan(const struct tq_attn * a) {
@@ -46,9 +56,13 @@ static struct plan make_plan(const struct tq_attn * a) {
     p.block = ceil_div(a->tokens, p.blocks);
     p.blocks = ceil_div(a->tokens, p.block);
     p.rows = p.block * p.group;
-    const int64_t whole = a->streams * a->kv_heads * p.blocks;
-    const int64_t most = ceil_div(a->kv_rows, CHUNK_ROWS);
-    const int64_t wanted = ceil_div(TASKS, whole);
+    const int64_t most = ceil_div(a->kv_rows, CHUNK_ROWS), whole = a->streams * a->kv_heads * p.blocks;
+    for (p.heads = 1; a->kv_heads % (2 * p.heads) == 0; p.heads *= 2) {
+        if (a->mask_heads > 1 || 2 * p.heads * p.rows > TASK_ROWS || whole / (2 * p.heads) * most < TASKS) {
+            break;
+        }
+    }
+    const int64_t wanted = ceil_div(TASKS, whole / p.heads);
     p.chunk = ceil_div(ceil_div(a->kv_rows, wanted < most ? wanted : most), TQ_ATTN_TILE) * TQ_ATTN_TILE;
     p.chunks = ceil_div(a->kv_rows, p.chunk);
     return p;
@@ -65,18 +79,19 @@ struct row {
 
 struct scratch {
     struct row * row;   // [rows]
-    int16_t * query;    // [rows][k.dim]
+    char * query;       // [rows][TQ_ATTN_QUERY_BYTES]
     float * acc;        // [rows][v.dim]
     float * mask;       // [masks][64], at most one for each row
     bool * open;        // [masks]: it lets anything through
     float * live;       // [64]: the largest of the masks; -infinity for a cache row that no query row sees
-    int16_t * keys;     // a tile
-    int16_t * values;   // a tile
-    float * key_unit;   // [k blocks][64]
-    float * value_unit; // [v blocks][64]; then the ratio to value_top
-    float * value_top;  // [v blocks]
+    char * rows;        // [64] of blocks, of a tile that the cache does not fill
+    void * keys;        // a tile
+    void * values;      // a tile
+    float * key_unit;   // [units][64]
+    float * value_unit; // [units + 1][64]; then the ratio to value_top
+    float * value_top;  // [units]
     float * score;      // [4][64]
-    int16_t * weight;   // [4][v blocks][64]
+    char * weight;      // [4][TQ_ATTN_WEIGHT_BYTES]
     size_t size;
 };
 
@@ -88,21 +103,22 @@ static void * take(char * base, size_t * size, size_t bytes) {
 
 // With base = NULL only the size is of use.
 static struct scratch lay_out(const struct tq_attn * a, const struct plan * p, char * base) {
-    const size_t rows = (size_t) p->rows, dk = (size_t) a->k.dim, dv = (size_t) a->v.dim;
+    const size_t rows = (size_t) (p->rows * p->heads), dk = (size_t) a->k.dim, dv = (size_t) a->v.dim;
     struct scratch s = {.size = 0};
     s.row = take(base, &s.size, rows * sizeof(struct row));
-    s.query = take(base, &s.size, rows * dk * sizeof(int16_t));
+    s.query = take(base, &s.size, rows * TQ_ATTN_QUERY_BYTES(dk / TQ_BLOCK));
     s.acc = take(base, &s.size, rows * dv * sizeof(float));
     s.mask = take(base, &s.size, rows * TQ_ATTN_TILE * sizeof(float));
     s.open = take(base, &s.size, rows * sizeof(bool));
     s.live = take(base, &s.size, TQ_ATTN_TILE * sizeof(float));
+    s.rows = take(base, &s.size, TQ_ATTN_TILE * (dk > dv ? dk : dv) * sizeof(uint16_t));
     s.keys = take(base, &s.size, TQ_ATTN_TILE * dk * sizeof(int16_t));
     s.values = take(base, &s.size, TQ_ATTN_TILE * dv * sizeof(int16_t));
-    s.key_unit = take(base, &s.size, TQ_ATTN_TILE * dk / TQ_BLOCK * sizeof(float));
-    s.value_unit = take(base, &s.size, TQ_ATTN_TILE * dv / TQ_BLOCK * sizeof(float));
-    s.value_top = take(base, &s.size, dv / TQ_BLOCK * sizeof(float));
+    s.key_unit = take(base, &s.size, TQ_ATTN_TILE * dk / TQ_SUB_BLOCK * sizeof(float));
+    s.value_unit = take(base, &s.size, TQ_ATTN_TILE * (dv / TQ_SUB_BLOCK + 1) * sizeof(float));
+    s.value_top = take(base, &s.size, dv / TQ_SUB_BLOCK * sizeof(float));
     s.score = take(base, &s.size, TQ_ATTN_ROWS * TQ_ATTN_TILE * sizeof(float));
-    s.weight = take(base, &s.size, TQ_ATTN_ROWS * TQ_ATTN_TILE * dv / TQ_BLOCK * sizeof(int16_t));
+    s.weight = take(base, &s.size, TQ_ATTN_ROWS * TQ_ATTN_WEIGHT_BYTES(dv / TQ_BLOCK));
     return s;
 }
 
@@ -128,38 +144,10 @@ size_t tq_attn_work_size(const struct tq_attn * a, int threads) {
 
 int64_t tq_attn_tasks(const struct tq_attn * a) {
     const struct plan p = make_plan(a);
-    return a->streams * a->kv_heads * p.blocks * p.chunks;
+    return a->streams * (a->kv_heads / p.heads) * p.blocks * p.chunks;
 }
 
 // --- a task ---
-
-// The largest of n numbers that are not negative; their bits compare as integers, which needs no fast-math to
-// vectorise.
-static float largest_magnitude(const float * x, int64_t n) {
-    int32_t top = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int32_t bits;
-        memcpy(&bits, &x[i], sizeof(bits));
-        bits &= INT32_MAX;
-        top = bits > top ? bits : top;
-    }
-    float result;
-    memcpy(&result, &top, sizeof(result));
-    return result;
-}
-
-static void quantise_query(const float * q, int64_t dim, int16_t * out, float * unit) {
-    const float top = largest_magnitude(q, dim);
-    const float inverse = top > 0.0f ? TQ_ATTN_QUERY_MAX / top : 0.0f;
-    for (int64_t i = 0; i < dim; i += 4) {
-        static const int order[4] = {0, 2, 1, 3};
-        for (int j = 0; j < 4; j++) {
-            const float rounded = q[i + order[j]] * inverse + 0x1.8p23f; // the number is in the low bits
-            memcpy(&out[i + j], &rounded, sizeof(int16_t));
-        }
-    }
-    *unit = top / TQ_ATTN_QUERY_MAX;
-}
 
 // Powers of two below their neighbours, as the Press et al. paper has it.
 static float alibi_slope(const struct tq_attn * a, int64_t head) {
@@ -172,23 +160,6 @@ static float alibi_slope(const struct tq_attn * a, int64_t head) {
     }
     return head < power ? powf(powf(2.0f, -a->max_bias / (float) power), (float) (head + 1))
                         : powf(powf(2.0f, -a->max_bias / 2.0f / (float) power), (float) (2 * (head - power) + 1));
-}
-
-// Ratios of a tile's units to the largest one of their block of columns. Rows that nobody sees, unused cells with what
-// was once in them, must not move the rounding of the others.
-static void make_ratios(int blocks, const float * live, float * unit, float * top) {
-    for (int b = 0; b < blocks; b++) {
-        float * u = unit + b * TQ_ATTN_TILE;
-        for (int t = 0; t < TQ_ATTN_TILE; t++) {
-            u[t] = live[t] > -INFINITY ? u[t] : 0.0f;
-        }
-        const float most = largest_magnitude(u, TQ_ATTN_TILE);
-        const float inverse = most > 0.0f ? 1.0f / most : 0.0f;
-        for (int t = 0; t < TQ_ATTN_TILE; t++) {
-            u[t] *= inverse;
-        }
-        top[b] = most;
-    }
 }
 
 static void write_result(const struct tq_attn * a, int64_t head, float max, float sum, const float * acc, float * out) {
@@ -204,39 +175,57 @@ static void write_result(const struct tq_attn * a, int64_t head, float max, floa
     }
 }
 
+// K or V of a task, and where its tiles go.
+struct side {
+    const struct tq_attn_cache * cache;
+    tq_attn_load_fn load;
+    const struct tq_attn_products * products;
+    int blocks; // of a row of a head
+    void * tile;
+    float * unit;
+};
+
+static struct side make_side(const struct tq_attn_kernels * kernels, struct tq_attn_loader loader,
+                             const struct tq_attn_cache * cache, void * tile, float * unit) {
+    return (struct side) {cache, loader.load, &kernels->products[loader.format], (int) (cache->dim / TQ_BLOCK),
+                          tile,  unit};
+}
+
 struct task {
     const struct tq_attn * a;
     const struct tq_attn_kernels * kernels;
+    struct side k, v;
     struct plan plan;
     struct scratch scratch;
-    int64_t stream, kv_head, first_token, chunk;
-    int rows;       // query rows: token by token, the heads of the group within
+    int64_t stream, first_head, first_token, chunk;
+    int rows;       // query rows of a KV head: token by token, the heads of the group within
     int mask_share; // consecutive rows with one mask: the heads of a token, unless there are masks for heads
 };
 
 static int64_t token_of(const struct task * k, int r) {
-    return k->first_token + r / k->plan.group;
+    return k->first_token + r % k->rows / k->plan.group;
 }
 
 static int64_t head_of(const struct task * k, int r) {
-    return k->kv_head * k->plan.group + r % k->plan.group;
+    return (k->first_head + r / k->rows) * k->plan.group + r % k->plan.group;
 }
 
 static void prepare_rows(struct task * k) {
     const struct tq_attn * a = k->a;
-    for (int r = 0; r < k->rows; r++) {
+    for (int r = 0; r < k->rows * k->plan.heads; r++) {
         struct row * row = &k->scratch.row[r];
         const char * q = a->q + token_of(k, r) * a->q_token_stride + head_of(k, r) * a->q_head_stride +
                          k->stream * a->q_stream_stride;
-        quantise_query((const float *) q, a->k.dim, k->scratch.query + r * a->k.dim, &row->softmax.scale);
+        char * number = k->scratch.query + r * TQ_ATTN_QUERY_BYTES(k->k.blocks);
+        row->softmax.scale = k->k.products->quantise((const float *) q, (int) a->k.dim, number);
         row->softmax.scale *= a->softcap != 0.0f ? a->scale / a->softcap : a->scale;
         row->softmax.softcap = a->softcap;
         row->softmax.slope = alibi_slope(a, head_of(k, r));
         row->max = -INFINITY;
         row->sum = 0.0f;
-        row->mask = r / k->mask_share;
+        row->mask = r % k->rows / k->mask_share;
     }
-    memset(k->scratch.acc, 0, (size_t) (k->rows * a->v.dim) * sizeof(float));
+    memset(k->scratch.acc, 0, (size_t) (k->rows * k->plan.heads * a->v.dim) * sizeof(float));
 }
 
 // The masks of n cache rows from t on; returns whether any of them lets anything through.
@@ -269,12 +258,36 @@ static bool load_masks(struct task * k, int64_t t, int n) {
     return any;
 }
 
+// Cache rows t to t + n of a KV head. Where they are less than a tile, zeros stand in for the others, in a copy.
+static void load_side(struct task * k, const struct side * side, int64_t head, int64_t t, int n) {
+    const struct tq_attn_cache * cache = side->cache;
+    const int64_t stream = k->stream / (k->a->streams / k->a->kv_streams);
+    const bool last = head + 1 == k->plan.heads;
+    struct tq_attn_rows rows = {
+        .first = cache->data + (size_t) stream * cache->stream_stride +
+                 (size_t) (k->first_head + head) * cache->head_stride + (size_t) t * cache->row_stride,
+        .stride = cache->row_stride,
+        .to_next = last ? TQ_ATTN_TILE * (ptrdiff_t) cache->row_stride - head * (ptrdiff_t) cache->head_stride
+                        : (ptrdiff_t) cache->head_stride,
+    };
+    if (n < TQ_ATTN_TILE) {
+        const size_t bytes = (size_t) side->blocks * block_bytes(cache->type);
+        memset(k->scratch.rows, 0, TQ_ATTN_TILE * bytes);
+        for (int i = 0; i < n; i++) {
+            memcpy(k->scratch.rows + (size_t) i * bytes, tq_attn_skip(rows, i).first, bytes);
+        }
+        rows = (struct tq_attn_rows) {k->scratch.rows, bytes, 0};
+    }
+    side->load(rows, side->blocks, side->tile, side->unit);
+}
+
 // Adds the loaded tile to at most four rows.
 static void take_tile(struct task * k, int first, int count) {
     const struct scratch * s = &k->scratch;
-    const int k_blocks = (int) (k->a->k.dim / TQ_BLOCK), v_blocks = (int) (k->a->v.dim / TQ_BLOCK);
+    const struct side *keys = &k->k, *values = &k->v;
     float max[TQ_ATTN_ROWS], sum[TQ_ATTN_ROWS], keep[TQ_ATTN_ROWS], add[TQ_ATTN_ROWS];
-    k->kernels->scores(s->query + first * k->a->k.dim, count, k_blocks, s->keys, s->key_unit, s->score);
+    const char * query = s->query + first * TQ_ATTN_QUERY_BYTES(keys->blocks);
+    keys->products->scores(query, count, keys->blocks, keys->tile, keys->unit, s->score);
     // Rows do not wait for each other here: the processor computes their exponentials at the same time.
     for (int i = 0; i < count; i++) {
         const struct row * row = &s->row[first + i];
@@ -285,16 +298,15 @@ static void take_tile(struct task * k, int first, int count) {
     }
     for (int i = 0; i < count; i++) {
         struct row * row = &s->row[first + i];
-        int16_t * weight = s->weight + i * v_blocks * TQ_ATTN_TILE;
+        char * weight = s->weight + i * TQ_ATTN_WEIGHT_BYTES(values->blocks);
         keep[i] = 1.0f;
         add[i] = 0.0f;
         if (!s->open[row->mask]) {
-            memset(weight, 0, (size_t) v_blocks * TQ_ATTN_TILE * sizeof(int16_t));
+            memset(weight, 0, TQ_ATTN_WEIGHT_BYTES((size_t) values->blocks));
             continue;
         }
-        const float most = TQ_ATTN_WEIGHT_SUM / sum[i];
-        const float steps = most < TQ_ATTN_WEIGHT_MAX ? most : TQ_ATTN_WEIGHT_MAX;
-        k->kernels->weights(s->score + i * TQ_ATTN_TILE, steps, s->value_unit, v_blocks, weight);
+        const float * p = s->score + i * TQ_ATTN_TILE;
+        const float steps = values->products->weights(p, sum[i], values->unit, values->blocks, weight);
         if (max[i] > row->max) {
             keep[i] = expf(row->max - max[i]);
             add[i] = 1.0f;
@@ -305,34 +317,69 @@ static void take_tile(struct task * k, int first, int count) {
         row->sum = row->sum * keep[i] + sum[i] * add[i];
         add[i] /= steps;
     }
-    k->kernels->accumulate(s->weight, count, v_blocks, s->values, s->value_top, keep, add,
-                           s->acc + first * k->a->v.dim);
+    values->products->accumulate(s->weight, count, values->blocks, values->tile, s->value_top, keep, add,
+                                 s->acc + first * k->a->v.dim);
+}
+
+// Adds n cache rows from t on to the query rows of a KV head.
+static void take_rows(struct task * k, int64_t head, int64_t t, int n) {
+    const struct scratch * s = &k->scratch;
+    load_side(k, &k->k, head, t, n);
+    load_side(k, &k->v, head, t, n);
+    k->kernels->ratios(s->live, (int) k->a->v.dim / k->v.products->under_unit, s->value_unit, s->value_top);
+    for (int r = 0; r < k->rows; r += TQ_ATTN_ROWS) {
+        const int first = (int) head * k->rows + r;
+        const int count = k->rows - r < TQ_ATTN_ROWS ? k->rows - r : TQ_ATTN_ROWS;
+        bool open = false;
+        for (int i = 0; i < count; i++) {
+            open |= s->open[s->row[first + i].mask];
+        }
+        if (open) {
+            take_tile(k, first, count);
+        }
+    }
+}
+
+// To the output, or to what is merged if there is any.
+static void store_results(const struct task * k, float * partials) {
+    const struct tq_attn * a = k->a;
+    for (int r = 0; r < k->rows * k->plan.heads; r++) {
+        const struct row * row = &k->scratch.row[r];
+        const float * acc = k->scratch.acc + r * a->v.dim;
+        const int64_t at = (k->stream * a->tokens + token_of(k, r)) * a->heads + head_of(k, r);
+        if (partials == NULL) {
+            write_result(a, head_of(k, r), row->max, row->sum, acc, a->out + at * a->v.dim);
+        } else {
+            float * partial = partials + (size_t) (at * k->plan.chunks + k->chunk) * partial_size(a);
+            partial[0] = row->max;
+            partial[1] = row->sum;
+            memcpy(partial + 2, acc, (size_t) a->v.dim * sizeof(float));
+        }
+    }
 }
 
 void tq_attn_run_task(const struct tq_attn * a, int64_t index, void * work, int thread, int threads) {
+    const struct tq_attn_kernels * tier = tiers[tq_isa_active()];
     const struct plan p = make_plan(a);
-    const int64_t block = index / a->kv_heads / p.chunks % p.blocks;
+    const int64_t parts = a->kv_heads / p.heads; // of the heads
+    const int64_t block = index / parts / p.chunks % p.blocks;
+    const struct scratch scratch = lay_out(a, &p, aligned(work) + (size_t) thread * lay_out(a, &p, NULL).size);
     struct task task = {
         .a = a,
-        .kernels = tiers[tq_isa_active()],
+        .kernels = tier,
+        .k = make_side(tier, key_loader(tier, a->k.type), &a->k, scratch.keys, scratch.key_unit),
+        .v = make_side(tier, value_loader(tier, a->v.type), &a->v, scratch.values, scratch.value_unit),
         .plan = p,
-        .scratch = lay_out(a, &p, aligned(work) + (size_t) thread * lay_out(a, &p, NULL).size),
-        .stream = index / a->kv_heads / p.chunks / p.blocks,
-        .kv_head = index % a->kv_heads,
+        .scratch = scratch,
+        .stream = index / parts / p.chunks / p.blocks,
+        .first_head = index % parts * p.heads,
         .first_token = block * p.block,
-        .chunk = index / a->kv_heads % p.chunks,
+        .chunk = index / parts % p.chunks,
         .rows = (int) (p.group * (block + 1 < p.blocks ? p.block : a->tokens - block * p.block)),
         .mask_share = a->mask_heads > 1 ? 1 : (int) p.group,
     };
-    struct scratch * s = &task.scratch;
     prepare_rows(&task);
 
-    const tq_attn_load_fn load_keys = key_loader(task.kernels, a->k.type);
-    const tq_attn_load_fn load_values = value_loader(task.kernels, a->v.type);
-    const int64_t kv_stream = task.stream / (a->streams / a->kv_streams);
-    const char * k = a->k.data + task.kv_head * a->k.head_stride + kv_stream * a->k.stream_stride;
-    const char * v = a->v.data + task.kv_head * a->v.head_stride + kv_stream * a->v.stream_stride;
-    const int k_blocks = (int) (a->k.dim / TQ_BLOCK), v_blocks = (int) (a->v.dim / TQ_BLOCK);
     const int64_t begin = task.chunk * p.chunk;
     const int64_t end = begin + p.chunk < a->kv_rows ? begin + p.chunk : a->kv_rows;
     for (int64_t t = begin; t < end; t += TQ_ATTN_TILE) {
@@ -340,34 +387,11 @@ void tq_attn_run_task(const struct tq_attn * a, int64_t index, void * work, int 
         if (!load_masks(&task, t, n)) {
             continue;
         }
-        load_keys(k + t * a->k.row_stride, a->k.row_stride, n, k_blocks, s->keys, s->key_unit);
-        load_values(v + t * a->v.row_stride, a->v.row_stride, n, v_blocks, s->values, s->value_unit);
-        make_ratios(v_blocks, s->live, s->value_unit, s->value_top);
-        for (int first = 0; first < task.rows; first += TQ_ATTN_ROWS) {
-            const int count = task.rows - first < TQ_ATTN_ROWS ? task.rows - first : TQ_ATTN_ROWS;
-            bool open = false;
-            for (int i = 0; i < count; i++) {
-                open |= s->open[s->row[first + i].mask];
-            }
-            if (open) {
-                take_tile(&task, first, count);
-            }
+        for (int64_t head = 0; head < p.heads; head++) {
+            take_rows(&task, head, t, n);
         }
     }
-
-    for (int r = 0; r < task.rows; r++) {
-        const struct row * row = &s->row[r];
-        const float * acc = s->acc + r * a->v.dim;
-        const int64_t at = (task.stream * a->tokens + token_of(&task, r)) * a->heads + head_of(&task, r);
-        if (p.chunks == 1) {
-            write_result(a, head_of(&task, r), row->max, row->sum, acc, a->out + at * a->v.dim);
-        } else {
-            float * partial = partials(a, &p, work, threads) + (size_t) (at * p.chunks + task.chunk) * partial_size(a);
-            partial[0] = row->max;
-            partial[1] = row->sum;
-            memcpy(partial + 2, acc, (size_t) a->v.dim * sizeof(float));
-        }
-    }
+    store_results(&task, p.chunks == 1 ? NULL : partials(a, &p, work, threads));
 }
 
 void tq_attn_merge(const struct tq_attn * a, void * work, int thread, int threads) {

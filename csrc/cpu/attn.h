@@ -5,23 +5,40 @@
 // products, exponentials, and a weighted sum of values by integer products again. One path serves decode, small batches
 // and prefill.
 //
-// The numbers of a tile are int16 with a float unit for each block of 32, value = unit * number:
+// The numbers of a tile have a float unit, value = unit * number. A tier holds a side of it in one of two formats:
 //
-//   TQ      unit = 2^(e - 26) of the scale word, number = +-(8 + m) * 2^h * level. Exact: |number| <= 30 * 127.
-//   q8_0    unit = d, number = the quant. Exact.
-//   f16     unit = (largest magnitude) / 4096, number rounded.
+//   words   int16, a unit for each block of 32
+//     TQ      unit = 2^(e - 26) of the scale word, number = +-(8 + m) * 2^h * level. Exact: |number| <= 30 * 127.
+//     q8_0    unit = d, number = the quant. Exact.
+//     f16     unit = (largest magnitude) / 4096, number rounded.
 //
-// A query row is int16 as well, |number| <= 16383 under one unit, and so are the weights of a tile's rows: a softmax
-// weight times the row's unit, in parts of the tile's largest unit, and up to 32767 but for a sum below 2^19. Thus the
-// 32 products of a score and the 64 of a sum stay inside an int32:
+//   bytes   int8, a unit for each sub-block of 16
+//     TQ      unit = the scale, number = the level. Exact.
+//     q8_0    unit = d, number = the quant. Exact.
 //
-//   32 * 16383 * 4096 < 2^31      (sum of weights) * 4096 < 2^31
+// A query row has the format of the keys, under one unit: |number| <= 16383 or 127. The weights of a tile's rows have
+// that of the values: a softmax weight times the row's unit, in parts of the column's largest unit, rounded in steps of
+// which the largest weight of a query row takes
 //
-// Numbers are stored in twos, for instructions that multiply two pairs of int16 and add both (vpdpwssd, vpmaddwd):
+//   words   32767, or less where the sum would exceed 2^19
+//   bytes   255; a first token that draws all attention and has tiny values does not make the others vanish
 //
-//   keys     [block][two][row][2]      two p of a block holds values v and v + 2, v = 4 * (p / 2) + p % 2: they share a
-//                                      32-bit word of the packed bytes, 16 bits apart. A query row has this order too.
-//   values   [block][row / 2][column][2]
+// Then sums of products stay inside an int32:
+//
+//   words   32 * 16383 * 4096 < 2^31 for a block of a score, 2^19 * 4096 for a value
+//   bytes   16 * 127 * 255 for a sub-block of a score, 64 * 255 * 128 for a value
+//
+// Numbers lie in groups of 32 bits, for instructions that multiply two pairs of int16 or four of int8 and add them up:
+//
+//   words   keys     [block][two][row][2]      two p of a block holds values v and v + 2, v = 4 * (p / 2) + p % 2: they
+//                                              share a 32-bit word of the packed bytes, 16 bits apart
+//           query    [block][two][2]
+//           values   [block][row / 2][column][2]
+//           weights  [block][row]
+//   bytes   keys     [sub-block][value / 4][row][4]    128 more, unsigned
+//           query    [value], then int32 [sub-block]   -128 * (sum of its numbers)
+//           values   [sub-block][place][column][4]     of rows 4 * f to 4 * f + 3, place = 4 * (f % 4) + f / 4
+//           weights  [sub-block][place][4]             unsigned
 #pragma once
 
 #include "../tq.h"
@@ -29,12 +46,14 @@
 
 #define TQ_ATTN_TILE 64         // cache rows of a tile
 #define TQ_ATTN_ROWS 4          // query rows of one call to the tier
-#define TQ_ATTN_NUMBER_MAX 4096 // of a key or a value
-#define TQ_ATTN_QUERY_MAX 16383
-#define TQ_ATTN_WEIGHT_MAX 32767
-#define TQ_ATTN_WEIGHT_SUM 524224 // 2^19 less 64 roundings
-#define TQ_ATTN_HEAD_MIN 64       // values of a head of K or V
-#define TQ_ATTN_HEAD_MAX 1024     // of V
+#define TQ_ATTN_NUMBER_MAX 4096 // of an f16 key or value in words
+#define TQ_ATTN_QUERY_WORD 16383
+#define TQ_ATTN_QUERY_BYTE 127
+#define TQ_ATTN_WEIGHT_WORD 32767
+#define TQ_ATTN_WEIGHT_SUM 524224 // of words, 2^19 less 64 roundings
+#define TQ_ATTN_WEIGHT_BYTE 255
+#define TQ_ATTN_HEAD_MIN 64   // values of a head of K or V
+#define TQ_ATTN_HEAD_MAX 1024 // of V
 
 // Types of K and V: those of enum tq_type, then these.
 enum {

@@ -87,14 +87,15 @@ INLINE void transpose(__m256i x[8]) {
 
 typedef float (*unpack_fn)(const char * block, __m256i out[2]);
 
-INLINE void load_keys(unpack_fn unpack, size_t bytes, const char * rows, size_t stride, int n, int blocks,
-                      int16_t * tile, float * unit) {
+INLINE void load_keys(unpack_fn unpack, size_t bytes, struct tq_attn_rows rows, int blocks, int16_t * tile,
+                      float * unit) {
     const __m256i order =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
     for (int t = 0; t < TQ_ATTN_TILE; t += 8) {
         const char * row[8];
+        tq_attn_prefetch_rows(tq_attn_skip(rows, t), 8, (size_t) blocks * bytes);
         for (int i = 0; i < 8; i++) {
-            row[i] = tq_attn_row(rows, stride, n, t + i, (size_t) blocks * bytes);
+            row[i] = tq_attn_skip(rows, t + i).first;
         }
         for (int b = 0; b < blocks; b++) {
             __m256i half[2][8];
@@ -115,11 +116,12 @@ INLINE void load_keys(unpack_fn unpack, size_t bytes, const char * rows, size_t 
     }
 }
 
-INLINE void load_values(unpack_fn unpack, size_t bytes, const char * rows, size_t stride, int n, int blocks,
-                        int16_t * tile, float * unit) {
+INLINE void load_values(unpack_fn unpack, size_t bytes, struct tq_attn_rows rows, int blocks, int16_t * tile,
+                        float * unit) {
     for (int t = 0; t < TQ_ATTN_TILE; t += 2) {
-        const char * even = tq_attn_row(rows, stride, n, t, (size_t) blocks * bytes);
-        const char * odd = tq_attn_row(rows, stride, n, t + 1, (size_t) blocks * bytes);
+        tq_attn_prefetch_rows(tq_attn_skip(rows, t), 2, (size_t) blocks * bytes);
+        const char * even = tq_attn_skip(rows, t).first;
+        const char * odd = even + rows.stride;
         for (int b = 0; b < blocks; b++) {
             __m256i x[2], y[2];
             unit[b * TQ_ATTN_TILE + t] = unpack(even + bytes * (size_t) b, x);
@@ -180,7 +182,7 @@ INLINE void score_rows(int rows, const int16_t * q, int blocks, const int16_t * 
     }
 }
 
-static void scores(const int16_t * q, int rows, int blocks, const int16_t * keys, const float * unit, float * score) {
+static void scores(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score) {
     TQ_ATTN_BY_ROWS(rows, score_rows, q, blocks, keys, unit, score);
 }
 
@@ -202,7 +204,7 @@ INLINE void accumulate_rows(int rows, const int16_t * weight, int blocks, const 
     }
 }
 
-static void accumulate(const int16_t * weight, int rows, int blocks, const int16_t * values, const float * unit,
+static void accumulate(const void * weight, int rows, int blocks, const void * values, const float * unit,
                        const float * keep, const float * add, float * acc) {
     TQ_ATTN_BY_ROWS(rows, accumulate_rows, weight, blocks, values, unit, keep, add, acc);
 }
@@ -248,7 +250,8 @@ static float softmax(float * score, const float * mask, const struct tq_attn_sof
     return most;
 }
 
-static void weights(const float * p, float steps, const float * ratio, int blocks, int16_t * weight) {
+static float weights(const float * p, float sum, const float * ratio, int blocks, void * weight) {
+    const float steps = tq_attn_word_steps(sum);
     for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
         const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(p + t), _mm256_set1_ps(steps));
         const __m256 y = _mm256_mul_ps(_mm256_loadu_ps(p + t + 8), _mm256_set1_ps(steps));
@@ -256,9 +259,10 @@ static void weights(const float * p, float steps, const float * ratio, int block
             const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(x, _mm256_loadu_ps(ratio + i)));
             const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(y, _mm256_loadu_ps(ratio + i + 8)));
             const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
-            _mm256_storeu_si256((__m256i *) (weight + i), both);
+            _mm256_storeu_si256((__m256i *) ((int16_t *) weight + i), both);
         }
     }
+    return steps;
 }
 
 static bool load_mask(const uint16_t * mask, int n, float * out) {

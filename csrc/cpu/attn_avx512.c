@@ -1,244 +1,57 @@
-// attn.h for AVX-512 with BW and VNNI.
+// attn.h for AVX-512 with BW, VBMI and VNNI. TQ and q8_0 are bytes, for vpdpbusd; f16 is words, for vpdpwssd.
 //
 // Nanoseconds for a query head and a cache row, one token, 32 / 8 heads of 128, depth 4096, tq4_0, one core of an EPYC
-// 9005 that others used too. What lost:
+// 9005: 3.5. What lost:
 //
-//   4.9   this
-//   5.7   values unpacked row by row, as AVX2 does
-//   7.2   keys too: the packed words transpose in a quarter of the instructions that int16 needs
-//
-// And at depth 32768, where the cache is larger than the L3: 5.8 with tq_attn_row's prefetch, 7.0 without the last byte
-// of a row, which half of them have in a line of its own, 8.2 from the driver in one burst, 9.3 without any.
-//
-// Scores and sums run at vpdpwssd's rate, two a cycle, and are half of a prefill. Counted but not built: bytes and
-// vpdpbusd for the keys would take 52 instructions instead of 72 for 16 rows and a query, and round queries to 8 bits
-// (-43 dB instead of -80). Bytes for the weights lose what is below 1/510 of the tile's largest: up to an eighth of a
-// tile. Values made bytes with one scale for a tile's column lose rows that are small but weigh much, as a first token.
-#include <immintrin.h>
+// - Words for all types: 5.3. Their queries and weights round a hundred times finer, which the KLD of a model does not
+//   show. In a prefill, where unpacking costs nothing, they take 2.0 instead of 1.55.
+// - Weights in steps of 1/255 of the largest softmax weight, not of the largest product with a unit: 4 dB more error.
+// - A pattern added before weights are rounded, so that many small ones are not lost together: more error than it
+//   removes.
+#include "attn_avx512_load.h"
+
 #include <math.h>
-#include <string.h>
 
-#include "../tq_tables.h"
-#include "attn_tier.h"
-
-#define INLINE static inline __attribute__((always_inline))
 #define VECTORS (TQ_ATTN_TILE / 16) // of one 32-bit lane per row
-#define TWOS (TQ_BLOCK / 2)
 
-// --- unpacking TQ blocks ---
-//
-// A 32-bit lane holds two int16 of the tile: of one row (keys) or of two rows (values). It starts as the scale word of
-// that row twice, or those of the two rows, and one vpermw makes the factors out of their fields. Levels come from a
-// vpermw too: the table has both codebooks, and the index has c on top.
+// --- products ---
 
-struct factors {
-    __m512i of[2];    // the sub-blocks
-    __m512i codebook; // c << (bits of an index)
-};
-
-INLINE struct factors decode_words(__m512i words, int bits) {
-    const __m512i table = _mm512_loadu_si512(tq_attn_factors);
-    struct factors f;
-    f.of[0] = _mm512_permutexvar_epi16(words, table);
-    f.of[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 5), table);
-    f.codebook = _mm512_slli_epi16(_mm512_srli_epi16(words, 15), (unsigned) bits);
-    return f;
-}
-
-// The scale words of a block of 64 rows, and the units.
-INLINE void load_words(const char * const * row, size_t offset, uint16_t * words, float * unit) {
-    for (int t = 0; t < TQ_ATTN_TILE; t++) {
-        memcpy(&words[t], row[t] + offset, sizeof(uint16_t));
-    }
-    for (int g = 0; g < VECTORS; g++) {
-        const __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (words + 16 * g)));
-        const __m512i e = _mm512_and_si512(_mm512_srli_epi32(w, 10), _mm512_set1_epi32(31));
-        const __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(e, _mm512_set1_epi32(TQ_ATTN_UNIT_BIAS)), 23);
-        _mm512_storeu_si512(unit + 16 * g, _mm512_maskz_mov_epi32(_mm512_test_epi32_mask(e, e), bits));
-    }
-}
-
-INLINE void find_rows(const char * rows, size_t stride, int n, size_t bytes, const char ** row) {
-    for (int t = 0; t < TQ_ATTN_TILE; t++) {
-        row[t] = tq_attn_row(rows, stride, n, t, bytes);
-    }
-}
-
-// The 16 bytes that end with the block. Bytes in front of a row may not exist: zeros then. A row has two blocks at
-// least.
-INLINE __m128i load_end(const char * row, int b, int bytes) {
-    const int missing = b == 0 && bytes < 16 ? 16 - bytes : 0;
-    const __m128i x = _mm_loadu_si128((const __m128i *) (row + b * bytes + bytes - 16 + missing));
-    return missing == 0 ? x : missing == 2 ? _mm_bslli_si128(x, 2) : _mm_bslli_si128(x, 6);
-}
-
-// Word i of these 16 bytes of 16 rows to d[i], a lane for each row.
-INLINE void load_transposed(const char * const * row, int b, int bytes, __m512i d[4]) {
-    __m512i x[4];
-    for (int i = 0; i < 4; i++) { // 128-bit lane l: row 4 * l + i
-        x[i] = _mm512_castsi128_si512(load_end(row[i], b, bytes));
-        x[i] = _mm512_inserti32x4(x[i], load_end(row[4 + i], b, bytes), 1);
-        x[i] = _mm512_inserti32x4(x[i], load_end(row[8 + i], b, bytes), 2);
-        x[i] = _mm512_inserti32x4(x[i], load_end(row[12 + i], b, bytes), 3);
-    }
-    const __m512i low01 = _mm512_unpacklo_epi32(x[0], x[1]), high01 = _mm512_unpackhi_epi32(x[0], x[1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(x[2], x[3]), high23 = _mm512_unpackhi_epi32(x[2], x[3]);
-    d[0] = _mm512_unpacklo_epi64(low01, low23);
-    d[1] = _mm512_unpackhi_epi64(low01, low23);
-    d[2] = _mm512_unpacklo_epi64(high01, high23);
-    d[3] = _mm512_unpackhi_epi64(high01, high23);
-}
-
-INLINE __m512i rotate(__m512i x, int right) {
-    return right == 0 ? x : _mm512_rorv_epi32(x, _mm512_set1_epi32(right & 31));
-}
-
-// Of every int16: x under the mask, y elsewhere.
-INLINE __m512i choose(int mask, __m512i x, __m512i y) {
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi16((short) mask), x, y, 0xca);
-}
-
-// Indices of the values v and v + 2, v = 4 * (p / 2) + p % 2. In tq4_0's words a byte has v and v + 16; in the others'
-// the low bits of v + 8 k, the high bits of v + 4 k.
-INLINE __m512i key_index(int bits, const __m512i d[4], __m512i codebook, int p) {
-    const int v = 4 * (p >> 1) + (p & 1), byte = 8 * (p & 1);
-    if (bits == 4) {
-        return choose(15, rotate(d[v % 16 / 4], byte + 4 * (v / 16)), codebook);
-    }
-    const __m512i low = rotate(d[(bits == 3 ? 1 : 2) + v % 8 / 4], byte + 2 * (v / 8));
-    if (bits == 2) {
-        return choose(3, low, codebook);
-    }
-    return choose(7, choose(3, low, rotate(d[3], byte + v / 4 - 2)), codebook);
-}
-
-INLINE void load_tq_keys(int bits, int bytes, const int8_t * codebooks, const char * rows, size_t stride, int n,
-                         int blocks, int16_t * tile, float * unit) {
-    const __m512i levels = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *) codebooks));
-    const char * row[TQ_ATTN_TILE];
-    find_rows(rows, stride, n, (size_t) (blocks * bytes), row);
-    for (int b = 0; b < blocks; b++) {
-        uint16_t words[TQ_ATTN_TILE];
-        load_words(row, (size_t) (b * bytes), words, unit + b * TQ_ATTN_TILE);
-        for (int g = 0; g < VECTORS; g++) {
-            const __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (words + 16 * g)));
-            const struct factors f = decode_words(_mm512_or_si512(w, _mm512_slli_epi32(w, 16)), bits);
-            __m512i d[4];
-            load_transposed(row + 16 * g, b, bytes, d);
-#pragma GCC unroll 16
-            for (int p = 0; p < TWOS; p++) {
-                const __m512i level = _mm512_permutexvar_epi16(key_index(bits, d, f.codebook, p), levels);
-                _mm512_storeu_si512(tile + 2 * ((b * TWOS + p) * TQ_ATTN_TILE + 16 * g),
-                                    _mm512_mullo_epi16(level, f.of[p / 8]));
-            }
-        }
-    }
-}
-
-// Indices of one sub-block of two rows, a lane for each column; bits from c on are left undefined.
-struct pair {
-    __m512i low, high;
-};
-
-INLINE struct pair load_pair(int bits, const char * x, const char * y) {
-    struct pair r = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    if (bits == 4) {
-        const __m512i a = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) (x + 2)));
-        const __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) (y + 2)));
-        r.low = _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
-        return r;
-    }
-    // lane j: the byte of value j, of x and, 16 bits higher, of y
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i of8 = _mm512_add_epi32(_mm512_and_si512(lane, _mm512_set1_epi32(7)), _mm512_set1_epi32(0x80088000));
-    const __m512i of4 = _mm512_add_epi32(_mm512_and_si512(lane, _mm512_set1_epi32(3)), _mm512_set1_epi32(0x80048000));
-    const __m512i of8y = _mm512_or_si512(of8, _mm512_slli_epi32(_mm512_and_si512(lane, _mm512_set1_epi32(7)), 16));
-    const __m512i of4y = _mm512_or_si512(of4, _mm512_slli_epi32(_mm512_and_si512(lane, _mm512_set1_epi32(3)), 16));
-    const __m128i low =
-        _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *) (x + 2)), _mm_loadl_epi64((const __m128i *) (y + 2)));
-    r.low = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(low), of8y);
-    r.low = _mm512_srlv_epi32(r.low, _mm512_slli_epi32(_mm512_srli_epi32(lane, 3), 1));
-    if (bits == 3) {
-        int32_t h[2];
-        memcpy(&h[0], x + 10, 4);
-        memcpy(&h[1], y + 10, 4);
-        const __m128i high = _mm_insert_epi32(_mm_cvtsi32_si128(h[0]), h[1], 1);
-        r.high = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(high), of4y);
-        const __m512i by = _mm512_sub_epi32(_mm512_srli_epi32(lane, 2), _mm512_set1_epi32(2));
-        r.high = _mm512_rorv_epi32(r.high, _mm512_and_si512(by, _mm512_set1_epi32(31)));
-    }
-    return r;
-}
-
-INLINE __m512i pair_index(int bits, struct pair r, __m512i codebook, int k) {
-    const __m512i low = rotate(r.low, 4 * k);
-    return bits == 4   ? choose(15, low, codebook)
-           : bits == 3 ? choose(7, choose(3, low, rotate(r.high, 4 * k)), codebook)
-                       : choose(3, low, codebook);
-}
-
-INLINE void load_tq_values(int bits, int bytes, const int8_t * codebooks, const char * rows, size_t stride, int n,
-                           int blocks, int16_t * tile, float * unit) {
-    const __m512i levels = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *) codebooks));
-    const char * row[TQ_ATTN_TILE];
-    find_rows(rows, stride, n, (size_t) (blocks * bytes), row);
-    for (int b = 0; b < blocks; b++) {
-        uint16_t words[TQ_ATTN_TILE];
-        int32_t factor[2][TQ_ATTN_TILE / 2], codebook[TQ_ATTN_TILE / 2];
-        load_words(row, (size_t) (b * bytes), words, unit + b * TQ_ATTN_TILE);
-        for (int g = 0; g < TQ_ATTN_TILE / 32; g++) {
-            const struct factors f = decode_words(_mm512_loadu_si512(words + 32 * g), bits);
-            _mm512_storeu_si512(factor[0] + 16 * g, f.of[0]);
-            _mm512_storeu_si512(factor[1] + 16 * g, f.of[1]);
-            _mm512_storeu_si512(codebook + 16 * g, f.codebook);
-        }
-        for (int i = 0; i < TQ_ATTN_TILE / 2; i++) {
-            const struct pair r = load_pair(bits, row[2 * i] + b * bytes, row[2 * i + 1] + b * bytes);
-            for (int k = 0; k < 2; k++) {
-                const __m512i index = pair_index(bits, r, _mm512_set1_epi32(codebook[i]), k);
-                const __m512i level = _mm512_permutexvar_epi16(index, levels);
-                _mm512_storeu_si512(tile + 2 * ((b * TQ_ATTN_TILE / 2 + i) * TQ_BLOCK + 16 * k),
-                                    _mm512_mullo_epi16(level, _mm512_set1_epi32(factor[k][i])));
-            }
-        }
-    }
-}
-
-// --- arithmetic ---
-
-// out[r] = 32 sums over the twos of a tile, `stride` numbers apart, with the twos of x + r * x_stride
-INLINE void multiply(int rows, int twos, const int16_t * tile, int stride, const int16_t * x, int x_stride,
+// Sums over the groups of two rows or columns of a tile, 16 lanes each, with the groups of x + r * x_stride. Of bytes,
+// those of the tile are the unsigned ones.
+INLINE void multiply(bool bytes, int rows, int groups, const char * tile, int stride, const char * x, int x_stride,
                      __m512i out[TQ_ATTN_ROWS][2]) {
-    for (int r = 0; r < rows; r++) {
-        out[r][0] = out[r][1] = _mm512_setzero_si512();
-    }
-#pragma GCC unroll 2
-    for (int p = 0; p < twos; p++) {
-        const __m512i a = _mm512_loadu_si512(tile + stride * p), b = _mm512_loadu_si512(tile + stride * p + 32);
+#pragma GCC unroll 4
+    for (int p = 0; p < groups; p++) {
+        const __m512i a = _mm512_loadu_si512(tile + stride * p), b = _mm512_loadu_si512(tile + stride * p + 64);
         for (int r = 0; r < rows; r++) {
-            int32_t two;
-            memcpy(&two, x + x_stride * r + 2 * p, sizeof(two));
-            out[r][0] = _mm512_dpwssd_epi32(out[r][0], a, _mm512_set1_epi32(two));
-            out[r][1] = _mm512_dpwssd_epi32(out[r][1], b, _mm512_set1_epi32(two));
+            const __m512i y = broadcast(x + x_stride * r + 4 * p);
+            out[r][0] = bytes ? _mm512_dpbusd_epi32(out[r][0], a, y) : _mm512_dpwssd_epi32(out[r][0], a, y);
+            out[r][1] = bytes ? _mm512_dpbusd_epi32(out[r][1], b, y) : _mm512_dpwssd_epi32(out[r][1], b, y);
         }
     }
 }
 
-INLINE void score_rows(int rows, const int16_t * q, int blocks, const int16_t * keys, const float * unit,
+INLINE void score_rows(int rows, bool bytes, const char * q, int blocks, const char * keys, const float * unit,
                        float * score) {
+    const int groups = bytes ? TQ_SUB_BLOCK / 4 : TQ_BLOCK / 2, units = bytes ? UNITS * blocks : blocks;
+    const int stride = TQ_ATTN_QUERY_BYTES(blocks);
     for (int t = 0; t < TQ_ATTN_TILE; t += 32) {
         __m512 sum[TQ_ATTN_ROWS][2];
         for (int r = 0; r < rows; r++) {
             sum[r][0] = sum[r][1] = _mm512_setzero_ps();
         }
-        for (int b = 0; b < blocks; b++) {
+        for (int u = 0; u < units; u++) {
             __m512i dot[TQ_ATTN_ROWS][2];
-            multiply(rows, TWOS, keys + 2 * (b * TWOS * TQ_ATTN_TILE + t), 2 * TQ_ATTN_TILE, q + b * TQ_BLOCK,
-                     blocks * TQ_BLOCK, dot);
+            for (int r = 0; r < rows; r++) {
+                dot[r][0] = dot[r][1] =
+                    bytes ? broadcast(q + stride * r + TQ_BLOCK * blocks + 4 * u) : _mm512_setzero_si512();
+            }
+            multiply(bytes, rows, groups, keys + 4 * (u * groups * TQ_ATTN_TILE + t), 4 * TQ_ATTN_TILE,
+                     q + 4 * u * groups, stride, dot);
             for (int r = 0; r < rows; r++) {
                 for (int k = 0; k < 2; k++) {
-                    const __m512 u = _mm512_loadu_ps(unit + b * TQ_ATTN_TILE + t + 16 * k);
-                    sum[r][k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][k]), u, sum[r][k]);
+                    const __m512 scale = _mm512_loadu_ps(unit + u * TQ_ATTN_TILE + t + 16 * k);
+                    sum[r][k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][k]), scale, sum[r][k]);
                 }
             }
         }
@@ -249,31 +62,108 @@ INLINE void score_rows(int rows, const int16_t * q, int blocks, const int16_t * 
     }
 }
 
-static void scores(const int16_t * q, int rows, int blocks, const int16_t * keys, const float * unit, float * score) {
-    TQ_ATTN_BY_ROWS(rows, score_rows, q, blocks, keys, unit, score);
+// acc = keep * acc + add * sum
+INLINE void add_sum(float * acc, float keep, float add, __m512i sum) {
+    const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(acc), _mm512_set1_ps(keep));
+    _mm512_storeu_ps(acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(add), kept));
 }
 
-INLINE void accumulate_rows(int rows, const int16_t * weight, int blocks, const int16_t * values, const float * unit,
-                            const float * keep, const float * add, float * acc) {
+INLINE void accumulate_words(int rows, const char * weight, int blocks, const char * values, const float * unit,
+                             const float * keep, const float * add, float * acc) {
+    const int groups = TQ_ATTN_TILE / 2;
     for (int b = 0; b < blocks; b++) {
         __m512i sum[TQ_ATTN_ROWS][2];
-        multiply(rows, TQ_ATTN_TILE / 2, values + b * TQ_ATTN_TILE * TQ_BLOCK, 2 * TQ_BLOCK, weight + b * TQ_ATTN_TILE,
-                 blocks * TQ_ATTN_TILE, sum);
         for (int r = 0; r < rows; r++) {
-            const __m512 old = _mm512_set1_ps(keep[r]), now = _mm512_set1_ps(add[r] * unit[b]);
-            for (int k = 0; k < 2; k++) {
-                float * at = acc + (r * blocks + b) * TQ_BLOCK + 16 * k;
-                const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(at), old);
-                _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][k]), now, kept));
+            sum[r][0] = sum[r][1] = _mm512_setzero_si512();
+        }
+        multiply(false, rows, groups, values + 4 * b * groups * TQ_BLOCK, 4 * TQ_BLOCK, weight + 4 * b * groups,
+                 TQ_ATTN_WEIGHT_BYTES(blocks), sum);
+        for (int r = 0; r < rows; r++) {
+            add_sum(acc + (r * blocks + b) * TQ_BLOCK, keep[r], add[r] * unit[b], sum[r][0]);
+            add_sum(acc + (r * blocks + b) * TQ_BLOCK + 16, keep[r], add[r] * unit[b], sum[r][1]);
+        }
+    }
+}
+
+INLINE void accumulate_bytes(int rows, const char * weight, int blocks, const char * values, const float * unit,
+                             const float * keep, const float * add, float * acc) {
+    for (int b = 0; b < blocks; b++) {
+        __m512i sum[TQ_ATTN_ROWS][UNITS];
+        for (int r = 0; r < rows; r++) {
+            sum[r][0] = sum[r][1] = _mm512_setzero_si512();
+        }
+#pragma GCC unroll 4
+        for (int f = 0; f < FOURS; f++) {
+            for (int k = 0; k < UNITS; k++) {
+                const __m512i v = _mm512_loadu_si512(values + 64 * ((UNITS * b + k) * FOURS + f));
+                for (int r = 0; r < rows; r++) {
+                    const char * w = weight + r * TQ_ATTN_WEIGHT_BYTES(blocks) + 4 * ((UNITS * b + k) * FOURS + f);
+                    sum[r][k] = _mm512_dpbusd_epi32(sum[r][k], broadcast(w), v);
+                }
+            }
+        }
+        for (int r = 0; r < rows; r++) {
+            for (int k = 0; k < UNITS; k++) {
+                add_sum(acc + (r * blocks + b) * TQ_BLOCK + 16 * k, keep[r], add[r] * unit[UNITS * b + k], sum[r][k]);
             }
         }
     }
 }
 
-static void accumulate(const int16_t * weight, int rows, int blocks, const int16_t * values, const float * unit,
-                       const float * keep, const float * add, float * acc) {
-    TQ_ATTN_BY_ROWS(rows, accumulate_rows, weight, blocks, values, unit, keep, add, acc);
+static void score_words(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score) {
+    TQ_ATTN_BY_ROWS(rows, score_rows, false, q, blocks, keys, unit, score);
 }
+
+static void score_bytes(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score) {
+    TQ_ATTN_BY_ROWS(rows, score_rows, true, q, blocks, keys, unit, score);
+}
+
+static void add_words(const void * weight, int rows, int blocks, const void * values, const float * unit,
+                      const float * keep, const float * add, float * acc) {
+    TQ_ATTN_BY_ROWS(rows, accumulate_words, weight, blocks, values, unit, keep, add, acc);
+}
+
+static void add_bytes(const void * weight, int rows, int blocks, const void * values, const float * unit,
+                      const float * keep, const float * add, float * acc) {
+    TQ_ATTN_BY_ROWS(rows, accumulate_bytes, weight, blocks, values, unit, keep, add, acc);
+}
+
+static float weigh_words(const float * p, float sum, const float * ratio, int blocks, void * weight) {
+    const float steps = tq_attn_word_steps(sum);
+    for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
+        const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(p + t), _mm512_set1_ps(steps));
+        for (int i = t; i < blocks * TQ_ATTN_TILE; i += TQ_ATTN_TILE) {
+            const __m512i w = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_loadu_ps(ratio + i)));
+            _mm256_storeu_si256((__m256i *) ((int16_t *) weight + i), _mm512_cvtepi32_epi16(w));
+        }
+    }
+    return steps;
+}
+
+static float weigh_bytes(const float * p, float sum, const float * ratio, int blocks, void * weight) {
+    (void) sum;
+    const float * peak = ratio + UNITS * blocks * TQ_ATTN_TILE;
+    __m512 x[VECTORS], top = _mm512_setzero_ps();
+    for (int g = 0; g < VECTORS; g++) {
+        x[g] = _mm512_loadu_ps(p + 16 * g);
+        top = _mm512_max_ps(top, _mm512_mul_ps(x[g], _mm512_loadu_ps(peak + 16 * g)));
+    }
+    const float most = _mm512_reduce_max_ps(top), steps = most > 0.0f ? TQ_ATTN_WEIGHT_BYTE / most : 1.0f;
+    for (int g = 0; g < VECTORS; g++) {
+        x[g] = _mm512_mul_ps(x[g], _mm512_set1_ps(steps));
+    }
+    for (int u = 0; u < UNITS * blocks; u++) {
+        __m512i w[VECTORS];
+        for (int g = 0; g < VECTORS; g++) {
+            w[g] = _mm512_cvtps_epi32(_mm512_mul_ps(x[g], _mm512_loadu_ps(ratio + u * TQ_ATTN_TILE + 16 * g)));
+        }
+        const __m512i first = _mm512_packs_epi32(w[0], w[1]), second = _mm512_packs_epi32(w[2], w[3]);
+        _mm512_storeu_si512((char *) weight + u * TQ_ATTN_TILE, _mm512_packus_epi16(first, second));
+    }
+    return steps;
+}
+
+// --- softmax ---
 
 // attn_tier.h's, 16 at a time
 INLINE __m512 exponential(__m512 x) {
@@ -315,16 +205,6 @@ static float softmax(float * score, const float * mask, const struct tq_attn_sof
     return most;
 }
 
-static void weights(const float * p, float steps, const float * ratio, int blocks, int16_t * weight) {
-    for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
-        const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(p + t), _mm512_set1_ps(steps));
-        for (int i = t; i < blocks * TQ_ATTN_TILE; i += TQ_ATTN_TILE) {
-            const __m512i w = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_loadu_ps(ratio + i)));
-            _mm256_storeu_si256((__m256i *) (weight + i), _mm512_cvtepi32_epi16(w));
-        }
-    }
-}
-
 static bool load_mask(const uint16_t * mask, int n, float * out) {
     const __m512 closed = _mm512_set1_ps(-INFINITY);
     unsigned open = 0;
@@ -340,28 +220,28 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
 
 // --- the table ---
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                            \
-    static void load_keys_##name(const char * rows, size_t stride, int n, int blocks, int16_t * tile, float * unit) { \
-        int8_t codebooks[32] = {0};                                                                                   \
-        memcpy(codebooks, tq_codebook_##name, sizeof(tq_codebook_##name));                                            \
-        load_tq_keys(bits, bytes, codebooks, rows, stride, n, blocks, tile, unit);                                    \
-    }                                                                                                                 \
-    static void load_values_##name(const char * rows, size_t stride, int n, int blocks, int16_t * tile,               \
-                                   float * unit) {                                                                    \
-        int8_t codebooks[32] = {0};                                                                                   \
-        memcpy(codebooks, tq_codebook_##name, sizeof(tq_codebook_##name));                                            \
-        load_tq_values(bits, bytes, codebooks, rows, stride, n, blocks, tile, unit);                                  \
-    }
-#include "../types.def"
-#undef TQ_TYPE
-
 const struct tq_attn_kernels tq_attn_avx512 = {
     .base = &tq_attn_avx2,
-    .load_keys = {load_keys_tq4_0, load_keys_tq3_0, load_keys_tq2_1},
-    .load_values = {load_values_tq4_0, load_values_tq3_0, load_values_tq2_1},
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = {TQ_ATTN_BYTES, load_keys_##name},
+    .keys =
+        {
+#include "../types.def"
+            [TQ_ATTN_Q8_0] = {TQ_ATTN_BYTES, load_keys_q8_0},
+        },
+#undef TQ_TYPE
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = {TQ_ATTN_BYTES, load_values_##name},
+    .values =
+        {
+#include "../types.def"
+            [TQ_ATTN_Q8_0] = {TQ_ATTN_BYTES, load_values_q8_0},
+        },
+#undef TQ_TYPE
     .load_mask = load_mask,
-    .scores = scores,
+    .ratios = tq_attn_ratios,
     .softmax = softmax,
-    .weights = weights,
-    .accumulate = accumulate,
+    .products =
+        {
+            [TQ_ATTN_WORDS] = {TQ_BLOCK, tq_attn_quantise_words, score_words, weigh_words, add_words},
+            [TQ_ATTN_BYTES] = {TQ_SUB_BLOCK, tq_attn_quantise_bytes, score_bytes, weigh_bytes, add_bytes},
+        },
 };

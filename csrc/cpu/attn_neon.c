@@ -71,14 +71,15 @@ INLINE void store_transposed(const int32x4_t x[4], int16_t * at) {
 
 typedef float (*unpack_fn)(const char * block, int16x8_t out[4]);
 
-INLINE void load_keys(unpack_fn unpack, size_t bytes, const char * rows, size_t stride, int n, int blocks,
-                      int16_t * tile, float * unit) {
+INLINE void load_keys(unpack_fn unpack, size_t bytes, struct tq_attn_rows rows, int blocks, int16_t * tile,
+                      float * unit) {
     static const uint8_t twos[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
     const uint8x16_t order = vld1q_u8(twos);
     for (int t = 0; t < TQ_ATTN_TILE; t += 4) {
         const char * row[4];
+        tq_attn_prefetch_rows(tq_attn_skip(rows, t), 4, (size_t) blocks * bytes);
         for (int i = 0; i < 4; i++) {
-            row[i] = tq_attn_row(rows, stride, n, t + i, (size_t) blocks * bytes);
+            row[i] = tq_attn_skip(rows, t + i).first;
         }
         for (int b = 0; b < blocks; b++) {
             int32x4_t x[4][4];
@@ -96,11 +97,12 @@ INLINE void load_keys(unpack_fn unpack, size_t bytes, const char * rows, size_t 
     }
 }
 
-INLINE void load_values(unpack_fn unpack, size_t bytes, const char * rows, size_t stride, int n, int blocks,
-                        int16_t * tile, float * unit) {
+INLINE void load_values(unpack_fn unpack, size_t bytes, struct tq_attn_rows rows, int blocks, int16_t * tile,
+                        float * unit) {
     for (int t = 0; t < TQ_ATTN_TILE; t += 2) {
-        const char * even = tq_attn_row(rows, stride, n, t, (size_t) blocks * bytes);
-        const char * odd = tq_attn_row(rows, stride, n, t + 1, (size_t) blocks * bytes);
+        tq_attn_prefetch_rows(tq_attn_skip(rows, t), 2, (size_t) blocks * bytes);
+        const char * even = tq_attn_skip(rows, t).first;
+        const char * odd = even + rows.stride;
         for (int b = 0; b < blocks; b++) {
             int16x8_t x[4], y[4];
             unit[b * TQ_ATTN_TILE + t] = unpack(even + bytes * (size_t) b, x);
@@ -158,7 +160,7 @@ INLINE void score_rows(int rows, const int16_t * q, int blocks, const int16_t * 
     }
 }
 
-static void scores(const int16_t * q, int rows, int blocks, const int16_t * keys, const float * unit, float * score) {
+static void scores(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score) {
     TQ_ATTN_BY_ROWS(rows, score_rows, q, blocks, keys, unit, score);
 }
 
@@ -179,7 +181,7 @@ INLINE void accumulate_rows(int rows, const int16_t * weight, int blocks, const 
     }
 }
 
-static void accumulate(const int16_t * weight, int rows, int blocks, const int16_t * values, const float * unit,
+static void accumulate(const void * weight, int rows, int blocks, const void * values, const float * unit,
                        const float * keep, const float * add, float * acc) {
     TQ_ATTN_BY_ROWS(rows, accumulate_rows, weight, blocks, values, unit, keep, add, acc);
 }
@@ -225,13 +227,15 @@ static float softmax(float * score, const float * mask, const struct tq_attn_sof
     return most;
 }
 
-static void weights(const float * p, float steps, const float * ratio, int blocks, int16_t * weight) {
+static float weights(const float * p, float sum, const float * ratio, int blocks, void * weight) {
+    const float steps = tq_attn_word_steps(sum);
     for (int t = 0; t < TQ_ATTN_TILE; t += 4) {
         const float32x4_t x = vmulq_n_f32(vld1q_f32(p + t), steps);
         for (int i = t; i < blocks * TQ_ATTN_TILE; i += TQ_ATTN_TILE) {
-            vst1_s16(weight + i, vmovn_s32(vcvtnq_s32_f32(vmulq_f32(x, vld1q_f32(ratio + i)))));
+            vst1_s16((int16_t *) weight + i, vmovn_s32(vcvtnq_s32_f32(vmulq_f32(x, vld1q_f32(ratio + i)))));
         }
     }
+    return steps;
 }
 
 static bool load_mask(const uint16_t * mask, int n, float * out) {

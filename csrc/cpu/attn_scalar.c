@@ -48,10 +48,10 @@ static float unpack_f16(const char * block, int16_t out[TQ_BLOCK]) {
 
 typedef float (*unpack_fn)(const char * block, int16_t out[TQ_BLOCK]);
 
-static void load_keys(unpack_fn unpack, size_t bytes, const char * rows, size_t stride, int n, int blocks,
-                      int16_t * tile, float * unit) {
+static void load_keys(unpack_fn unpack, size_t bytes, struct tq_attn_rows rows, int blocks, int16_t * tile,
+                      float * unit) {
     for (int t = 0; t < TQ_ATTN_TILE; t++) {
-        const char * row = tq_attn_row(rows, stride, n, t, bytes * (size_t) blocks);
+        const char * row = tq_attn_skip(rows, t).first;
         for (int b = 0; b < blocks; b++) {
             int16_t x[TQ_BLOCK];
             unit[b * TQ_ATTN_TILE + t] = unpack(row + bytes * (size_t) b, x);
@@ -64,10 +64,10 @@ static void load_keys(unpack_fn unpack, size_t bytes, const char * rows, size_t 
     }
 }
 
-static void load_values(unpack_fn unpack, size_t bytes, const char * rows, size_t stride, int n, int blocks,
-                        int16_t * tile, float * unit) {
+static void load_values(unpack_fn unpack, size_t bytes, struct tq_attn_rows rows, int blocks, int16_t * tile,
+                        float * unit) {
     for (int t = 0; t < TQ_ATTN_TILE; t++) {
-        const char * row = tq_attn_row(rows, stride, n, t, bytes * (size_t) blocks);
+        const char * row = tq_attn_skip(rows, t).first;
         for (int b = 0; b < blocks; b++) {
             int16_t x[TQ_BLOCK];
             unit[b * TQ_ATTN_TILE + t] = unpack(row + bytes * (size_t) b, x);
@@ -80,15 +80,16 @@ static void load_values(unpack_fn unpack, size_t bytes, const char * rows, size_
 
 // --- arithmetic ---
 
-static void scores(const int16_t * q, int rows, int blocks, const int16_t * keys, const float * unit, float * score) {
+static void scores(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score) {
+    const int16_t *query = q, *key = keys;
     for (int r = 0; r < rows; r++) {
         for (int t = 0; t < TQ_ATTN_TILE; t++) {
             float sum = 0.0f;
             for (int b = 0; b < blocks; b++) {
                 int32_t dot = 0;
                 for (int i = 0; i < TQ_BLOCK; i++) {
-                    dot += q[(r * blocks + b) * TQ_BLOCK + i] *
-                           keys[2 * ((b * TQ_BLOCK + i) / 2 * TQ_ATTN_TILE + t) + i % 2];
+                    dot += query[(r * blocks + b) * TQ_BLOCK + i] *
+                           key[2 * ((b * TQ_BLOCK + i) / 2 * TQ_ATTN_TILE + t) + i % 2];
                 }
                 sum += (float) dot * unit[b * TQ_ATTN_TILE + t];
             }
@@ -97,15 +98,16 @@ static void scores(const int16_t * q, int rows, int blocks, const int16_t * keys
     }
 }
 
-static void accumulate(const int16_t * weight, int rows, int blocks, const int16_t * values, const float * unit,
+static void accumulate(const void * weight, int rows, int blocks, const void * values, const float * unit,
                        const float * keep, const float * add, float * acc) {
+    const int16_t *w = weight, *value = values;
     for (int r = 0; r < rows; r++) {
         for (int b = 0; b < blocks; b++) {
             for (int d = 0; d < TQ_BLOCK; d++) {
                 int32_t sum = 0;
                 for (int t = 0; t < TQ_ATTN_TILE; t++) {
-                    sum += weight[(r * blocks + b) * TQ_ATTN_TILE + t] *
-                           values[2 * ((b * TQ_ATTN_TILE + t) / 2 * TQ_BLOCK + d) + t % 2];
+                    sum += w[(r * blocks + b) * TQ_ATTN_TILE + t] *
+                           value[2 * ((b * TQ_ATTN_TILE + t) / 2 * TQ_BLOCK + d) + t % 2];
                 }
                 float * at = acc + (r * blocks + b) * TQ_BLOCK + d;
                 *at = *at * keep[r] + (float) sum * (add[r] * unit[b]);
@@ -130,10 +132,13 @@ static float softmax(float * score, const float * mask, const struct tq_attn_sof
     return top;
 }
 
-static void weights(const float * p, float steps, const float * ratio, int blocks, int16_t * weight) {
+static float weights(const float * p, float sum, const float * ratio, int blocks, void * weight) {
+    const float steps = tq_attn_word_steps(sum);
+    int16_t * w = weight;
     for (int i = 0; i < blocks * TQ_ATTN_TILE; i++) {
-        weight[i] = (int16_t) rintf(p[i % TQ_ATTN_TILE] * steps * ratio[i]);
+        w[i] = (int16_t) rintf(p[i % TQ_ATTN_TILE] * steps * ratio[i]);
     }
+    return steps;
 }
 
 static bool load_mask(const uint16_t * mask, int n, float * out) {

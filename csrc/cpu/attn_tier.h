@@ -1,6 +1,7 @@
 // What a tier of attn.h provides, and what tiers share.
 #pragma once
 
+#include <math.h>
 #include <string.h>
 
 #include "attn.h"
@@ -12,31 +13,65 @@ struct tq_attn_softmax {
     float slope;   // of the mask
 };
 
-typedef void (*tq_attn_load_fn)(const char * rows, size_t stride, int n, int blocks, int16_t * tile, float * unit);
+enum tq_attn_format {
+    TQ_ATTN_WORDS,
+    TQ_ATTN_BYTES,
+    TQ_ATTN_FORMATS,
+};
+
+#define TQ_ATTN_QUERY_BYTES(blocks) (2 * TQ_BLOCK * (blocks))      // of a query row
+#define TQ_ATTN_WEIGHT_BYTES(blocks) (2 * TQ_ATTN_TILE * (blocks)) // of a query row's weights
+
+struct tq_attn_rows {
+    const char * first;
+    size_t stride;     // bytes to the next row
+    ptrdiff_t to_next; // bytes to the same row of the tile after this one
+};
+
+// 64 rows to a tile; unit is [units][64].
+typedef void (*tq_attn_load_fn)(struct tq_attn_rows rows, int blocks, void * tile, float * unit);
+
+struct tq_attn_loader {
+    enum tq_attn_format format;
+    tq_attn_load_fn load;
+};
+
+// What goes with a format.
+struct tq_attn_products {
+    int under_unit; // values
+
+    // Of a query row, dim values; returns the unit.
+    float (*quantise)(const float * q, int dim, void * out);
+
+    // score[rows][64], in units of the query; q is [rows][TQ_ATTN_QUERY_BYTES(blocks)], 1 <= rows <= 4.
+    void (*scores)(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score);
+
+    // weight[units][64] = rint(steps * p * ratio); returns steps, the most that attn.h allows. ratio is [units +
+    // 1][64], the last row the largest of the others; sum is that of p.
+    float (*weights)(const float * p, float sum, const float * ratio, int blocks, void * weight);
+
+    // acc[rows][32 * blocks] = keep[row] * acc + add[row] * unit * (weight . values); weight is
+    // [rows][TQ_ATTN_WEIGHT_BYTES(blocks)].
+    void (*accumulate)(const void * weight, int rows, int blocks, const void * values, const float * unit,
+                       const float * keep, const float * add, float * acc);
+};
 
 struct tq_attn_kernels {
     const struct tq_attn_kernels * base; // the tier whose loaders serve where this one has none of its own
 
-    // n rows to a tile, 1 <= n <= 64; unit is [blocks][64]. What stands behind row n is finite, no more.
-    tq_attn_load_fn load_keys[TQ_ATTN_TYPES];
-    tq_attn_load_fn load_values[TQ_ATTN_TYPES];
+    struct tq_attn_loader keys[TQ_ATTN_TYPES], values[TQ_ATTN_TYPES];
+    struct tq_attn_products products[TQ_ATTN_FORMATS];
 
     // n halves to float, -infinity behind them; returns whether any of them is above -infinity.
     bool (*load_mask)(const uint16_t * mask, int n, float * out);
 
-    // score[rows][64], in units of the query; q is [rows][32 * blocks], 1 <= rows <= 4.
-    void (*scores)(const int16_t * q, int rows, int blocks, const int16_t * keys, const float * unit, float * score);
+    // Units of a tile's values to their ratios to the largest of a column, `top`; [units + 1][64], the last row as said
+    // above, and [units]. Rows that nobody sees, unused cells with what was once in them, must not move the rounding of
+    // the others.
+    void (*ratios)(const float * live, int units, float * unit, float * top);
 
     // Scores of one row to e^(x - largest x); returns the largest x, and the sum. At least one mask is finite.
     float (*softmax)(float * score, const float * mask, const struct tq_attn_softmax * s, float * sum);
-
-    // weight[blocks][64] = rint(p * steps * ratio); ratio is [blocks][64]
-    void (*weights)(const float * p, float steps, const float * ratio, int blocks, int16_t * weight);
-
-    // acc[rows][32 * blocks] = keep[row] * acc + add[row] * unit[block] * (weight . values); weight is
-    // [rows][blocks][64].
-    void (*accumulate)(const int16_t * weight, int rows, int blocks, const int16_t * values, const float * unit,
-                       const float * keep, const float * add, float * acc);
 };
 
 #define TQ_ISA(NAME, name, architecture, BASE) TQ_IF_##architecture(extern const struct tq_attn_kernels tq_attn_##name;)
@@ -55,12 +90,96 @@ static inline void tq_attn_prefetch(const char * p, size_t bytes) {
     __builtin_prefetch(p + bytes - 1);
 }
 
-// Row t of a tile of n, and its `bytes`: the last one again behind n. Its like in the next tile is fetched from memory,
-// because no hardware foresees rows that lie apart: a quarter of the time of decode where the cache exceeds the L3.
-static inline const char * tq_attn_row(const char * rows, size_t stride, int n, int t, size_t bytes) {
-    const char * row = rows + stride * (size_t) (t < n ? t : n - 1);
-    tq_attn_prefetch(row + stride * TQ_ATTN_TILE, bytes);
-    return row;
+// The first n rows of the next tile: no hardware foresees rows that lie apart. A loader asks for a few at a time.
+static inline void tq_attn_prefetch_rows(struct tq_attn_rows r, int n, size_t bytes) {
+    for (size_t i = 0; i < bytes + TQ_ATTN_LINE - 1; i += TQ_ATTN_LINE) {
+        const char * p = r.first + r.to_next + (i < bytes ? i : bytes - 1);
+        for (int t = 0; t < n; t++) {
+            __builtin_prefetch(p + r.stride * (size_t) t);
+        }
+    }
+}
+
+static inline struct tq_attn_rows tq_attn_skip(struct tq_attn_rows r, int t) {
+    r.first += r.stride * (size_t) t;
+    return r;
+}
+
+// --- loops for the compiler to vectorise, with what a tier's file may use ---
+
+// Of n numbers; their bits compare as integers, which needs no fast-math.
+static inline float tq_attn_largest(const float * x, int n) {
+    int32_t top = 0;
+    for (int i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, &x[i], sizeof(bits));
+        bits &= INT32_MAX;
+        top = bits > top ? bits : top;
+    }
+    float result;
+    memcpy(&result, &top, sizeof(result));
+    return result;
+}
+
+static inline void tq_attn_ratios(const float * live, int units, float * unit, float * top) {
+    float * peak = unit + units * TQ_ATTN_TILE;
+    for (int t = 0; t < TQ_ATTN_TILE; t++) {
+        peak[t] = 0.0f;
+    }
+    for (int i = 0; i < units; i++) {
+        float * u = unit + i * TQ_ATTN_TILE;
+        for (int t = 0; t < TQ_ATTN_TILE; t++) {
+            u[t] = live[t] > -INFINITY ? u[t] : 0.0f;
+        }
+        top[i] = tq_attn_largest(u, TQ_ATTN_TILE);
+        const float inverse = top[i] > 0.0f ? 1.0f / top[i] : 0.0f;
+        for (int t = 0; t < TQ_ATTN_TILE; t++) {
+            u[t] *= inverse;
+            peak[t] = u[t] > peak[t] ? u[t] : peak[t];
+        }
+    }
+}
+
+// Nearest integer, in the low bits
+static inline int32_t tq_attn_round(float x) {
+    int32_t bits;
+    x += 0x1.8p23f;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+static inline float tq_attn_quantise_words(const float * q, int dim, void * out) {
+    const float top = tq_attn_largest(q, dim), inverse = top > 0.0f ? TQ_ATTN_QUERY_WORD / top : 0.0f;
+    int16_t * restrict number = out;
+    for (int i = 0; i < dim; i += 4) {
+        number[i] = (int16_t) tq_attn_round(q[i] * inverse);
+        number[i + 1] = (int16_t) tq_attn_round(q[i + 2] * inverse);
+        number[i + 2] = (int16_t) tq_attn_round(q[i + 1] * inverse);
+        number[i + 3] = (int16_t) tq_attn_round(q[i + 3] * inverse);
+    }
+    return top / TQ_ATTN_QUERY_WORD;
+}
+
+static inline float tq_attn_quantise_bytes(const float * q, int dim, void * out) {
+    const float top = tq_attn_largest(q, dim), inverse = top > 0.0f ? TQ_ATTN_QUERY_BYTE / top : 0.0f;
+    int8_t * restrict number = out;
+    int32_t * restrict offset = (int32_t *) (number + dim);
+    for (int i = 0; i < dim; i++) {
+        number[i] = (int8_t) tq_attn_round(q[i] * inverse);
+    }
+    for (int i = 0; i < dim / TQ_SUB_BLOCK; i++) {
+        int32_t sum = 0;
+        for (int j = 0; j < TQ_SUB_BLOCK; j++) {
+            sum += number[TQ_SUB_BLOCK * i + j];
+        }
+        offset[i] = -128 * sum;
+    }
+    return top / TQ_ATTN_QUERY_BYTE;
+}
+
+static inline float tq_attn_word_steps(float sum) {
+    const float most = TQ_ATTN_WEIGHT_SUM / sum;
+    return most < TQ_ATTN_WEIGHT_WORD ? most : TQ_ATTN_WEIGHT_WORD;
 }
 
 // Calls an inlined function with its number of rows as a constant.
