@@ -1,5 +1,15 @@
-// attn.h for AVX2 with FMA and F16C: vpmaddwd and vpaddd stand for vpdpwssd. A block is unpacked row by row to int16,
-// whatever its type; then eight rows are transposed (keys), or two interleaved (values).
+// attn.h for AVX2 with FMA and F16C: vpmaddwd and vpaddd stand for vpdpwssd. TQ blocks are unpacked eight rows at a
+// time, keys after their packed words were transposed; q8_0 and f16 row by row to int16.
+//
+// Nanoseconds for a query head and a cache row, 32 / 8 heads of 128, tq4_0, to load keys and values; one core of an
+// EPYC 9005 that others used too. What lost:
+//
+//   1.23 + 1.39   this
+//   2.23 + 1.67   row by row to int16, then transposed or interleaved
+//          1.45   values interleaved as bytes, widened by vpunpckbw, multiplied by vpmulhw
+//          1.55   scales of values decoded block by block: they are read back too soon
+//   1.26 + 1.45   the second codebook by vpand and vpxor instead of vpblendvb
+//   1.37 + 1.54   signed factors of levels + 128, less 128 * factor, instead of vpsignb
 #include <math.h>
 
 #include "attn_tier.h"
@@ -10,23 +20,7 @@
 #define VECTORS (TQ_ATTN_TILE / 8) // of one 32-bit lane per row
 #define TWOS (TQ_BLOCK / 2)
 
-// --- unpacking: 32 values to int16, in order; returns the unit ---
-
-INLINE float unpack_tq(__m256i levels, const unsigned char scale[2], __m256i out[2]) {
-    const struct tq_attn_scale s = tq_attn_scale(scale);
-    out[0] = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm256_castsi256_si128(levels)), _mm256_set1_epi16(s.factor[0]));
-    out[1] =
-        _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm256_extracti128_si256(levels, 1)), _mm256_set1_epi16(s.factor[1]));
-    return s.unit;
-}
-
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)           \
-    INLINE float unpack_##name(const char * block, __m256i out[2]) { \
-        const tq_block_##name * x = (const tq_block_##name *) block; \
-        return unpack_tq(tq_levels_##name(x), x->scale, out);        \
-    }
-#include "../types.def"
-#undef TQ_TYPE
+// --- q8_0 and f16: row by row, 32 values to int16, in order; returns the unit ---
 
 INLINE float unpack_q8_0(const char * block, __m256i out[2]) {
     const tq_block_q8_0 * x = (const tq_block_q8_0 *) block;
@@ -64,8 +58,6 @@ INLINE float unpack_f16(const char * block, __m256i out[2]) {
     }
     return most / TQ_ATTN_NUMBER_MAX;
 }
-
-// --- tiles ---
 
 INLINE void transpose(__m256i x[8]) {
     __m256i a[8], b[8];
@@ -131,6 +123,182 @@ INLINE void load_values(unpack_fn unpack, size_t bytes, struct tq_attn_rows rows
                 __m256i * at = (__m256i *) (tile + 2 * ((b * TQ_ATTN_TILE + t) / 2 * TQ_BLOCK + 16 * k));
                 _mm256_storeu_si256(at, _mm256_permute2x128_si256(low, high, 0x20));
                 _mm256_storeu_si256(at + 1, _mm256_permute2x128_si256(low, high, 0x31));
+            }
+        }
+    }
+}
+
+// --- TQ: eight rows at a time ---
+
+INLINE __m256i and8(__m256i x, int mask) {
+    return _mm256_and_si256(x, _mm256_set1_epi8((char) mask));
+}
+
+// The 16 bytes that end with a block, of two rows. Bytes in front of a row may not exist: zeros then. A row has two
+// blocks at least.
+INLINE __m256i load_two(const char * x, const char * y, int b, int bytes) {
+    const int missing = b == 0 && bytes < 16 ? 16 - bytes : 0, at = b * bytes + bytes - 16 + missing;
+    const __m256i first = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *) (x + at)));
+    const __m256i both = _mm256_inserti128_si256(first, _mm_loadu_si128((const __m128i *) (y + at)), 1);
+    return missing == 0 ? both : missing == 2 ? _mm256_bslli_epi128(both, 2) : _mm256_bslli_epi128(both, 6);
+}
+
+// Word i of the 16 bytes of eight rows to d[i], a lane for each row.
+INLINE void load_transposed(struct tq_attn_rows r, int b, int bytes, __m256i d[4]) {
+    __m256i x[4];
+    for (int i = 0; i < 4; i++) {
+        x[i] = load_two(tq_attn_skip(r, i).first, tq_attn_skip(r, i + 4).first, b, bytes);
+    }
+    const __m256i low01 = _mm256_unpacklo_epi32(x[0], x[1]), high01 = _mm256_unpackhi_epi32(x[0], x[1]);
+    const __m256i low23 = _mm256_unpacklo_epi32(x[2], x[3]), high23 = _mm256_unpackhi_epi32(x[2], x[3]);
+    d[0] = _mm256_unpacklo_epi64(low01, low23);
+    d[1] = _mm256_unpackhi_epi64(low01, low23);
+    d[2] = _mm256_unpacklo_epi64(high01, high23);
+    d[3] = _mm256_unpackhi_epi64(high01, high23);
+}
+
+// The scale words of eight rows, in the lower half of a lane for each.
+INLINE __m256i load_words(struct tq_attn_rows r, int at) {
+    int32_t x[8];
+    for (int i = 0; i < 8; i++) {
+        x[i] = tq_load_i32(tq_attn_skip(r, i).first + at);
+    }
+    return _mm256_setr_epi32(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]);
+}
+
+// What is in them, the same in both halves of a lane.
+struct scales {
+    __m256i factor[2]; // of a sub-block, without its sign
+    __m256i sign[2];   // 1 or -1 in every byte
+    __m256i c;         // as indices want it: a mask of bytes, or bits 2 and 6
+};
+
+// FORMAT.md, section 2
+INLINE struct scales decode(int bits, __m256i words, float * unit) {
+    const __m256i twice =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13));
+    const __m256i factors =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30));
+    words = _mm256_shuffle_epi8(words, twice);
+    const __m256i e = _mm256_and_si256(_mm256_srli_epi32(words, 3), _mm256_set1_epi32(31 << 23));
+    const __m256i power = _mm256_add_epi32(e, _mm256_set1_epi32(TQ_ATTN_UNIT_BIAS << 23));
+    _mm256_storeu_si256((__m256i *) unit, _mm256_sign_epi32(power, e)); // 0 if e is
+
+    const __m256i c = _mm256_srai_epi16(words, 15);
+    struct scales s = {.c = bits == 4 ? c : and8(c, 0x44)};
+    for (int k = 0; k < 2; k++) {
+        const __m256i field = _mm256_and_si256(k == 0 ? words : _mm256_srli_epi16(words, 5), _mm256_set1_epi16(15));
+        const __m256i negative = _mm256_srai_epi16(_mm256_slli_epi16(words, k == 0 ? 11 : 6), 15);
+        s.factor[k] = _mm256_shuffle_epi8(factors, _mm256_or_si256(field, _mm256_set1_epi16((short) 0x8000)));
+        s.sign[k] = _mm256_or_si256(negative, _mm256_set1_epi8(1));
+    }
+    return s;
+}
+
+// All indices become nibbles, those of values v and v + 16 in a byte, as they are in tq4_0. Those of the other types
+// have c in bit 2 and the third bit on top, so that one table takes both codebooks.
+INLINE void load_tables(int bits, const signed char * codebooks, __m256i table[2]) {
+    const __m128i * from = (const __m128i *) codebooks;
+    const __m128i first = bits == 2   ? _mm_loadl_epi64(from)
+                          : bits == 3 ? _mm_shuffle_epi32(_mm_loadu_si128(from), 0xd8)
+                                      : _mm_loadu_si128(from);
+    table[0] = _mm256_broadcastsi128_si256(first);
+    table[1] = bits == 4 ? _mm256_broadcastsi128_si256(_mm_loadu_si128(from + 1)) : table[0];
+}
+
+// Of the low bits and the third bit, in their places; c is yet to come.
+INLINE __m256i nibbles(int bits, __m256i low, __m256i high) {
+    return bits == 3 ? _mm256_or_si256(and8(low, 0x33), and8(high, 0x88)) : and8(low, 0x33);
+}
+
+INLINE __m256i add_c(int bits, __m256i nibbles, __m256i c) {
+    return bits == 4 ? nibbles : _mm256_or_si256(nibbles, c);
+}
+
+// The numbers of sub-block k: those of even bytes, then those of odd bytes.
+INLINE void multiply_levels(int bits, const __m256i table[2], __m256i nibbles, int k, __m256i factor, __m256i sign,
+                            __m256i c, __m256i out[2]) {
+    const __m256i index = and8(k == 0 ? nibbles : _mm256_srli_epi16(nibbles, 4), 15);
+    __m256i level = _mm256_shuffle_epi8(table[0], index);
+    if (bits == 4) {
+        level = _mm256_blendv_epi8(level, _mm256_shuffle_epi8(table[1], index), c);
+    }
+    level = _mm256_sign_epi8(level, sign);
+    out[0] = _mm256_maddubs_epi16(factor, level);
+    out[1] = _mm256_maddubs_epi16(_mm256_slli_epi16(factor, 8), level);
+}
+
+INLINE void load_tq_keys(int bits, int bytes, const signed char * codebooks, struct tq_attn_rows rows, int blocks,
+                         int16_t * tile, float * unit) {
+    __m256i table[2];
+    load_tables(bits, codebooks, table);
+    for (int t = 0; t < TQ_ATTN_TILE; t += 8) {
+        const struct tq_attn_rows r = tq_attn_skip(rows, t);
+        tq_attn_prefetch_rows(r, 8, (size_t) (blocks * bytes));
+        for (int b = 0; b < blocks; b++) {
+            __m256i d[4];
+            load_transposed(r, b, bytes, d);
+            const __m256i words = bits == 4 ? load_words(r, b * bytes) : _mm256_srli_epi32(d[bits == 3 ? 0 : 1], 16);
+            const struct scales s = decode(bits, words, unit + b * TQ_ATTN_TILE + t);
+            for (int i = 0; i < 4; i++) { // values 4 * i to 4 * i + 3 of each sub-block
+                const __m256i low = _mm256_srli_epi32(d[(bits == 3 ? 1 : 2) + i % 2], i / 2 * 2);
+                const __m256i high = _mm256_slli_epi32(d[3], 3 - i);
+                const __m256i x = add_c(bits, bits == 4 ? d[i] : nibbles(bits, low, high), s.c);
+                for (int k = 0; k < 2; k++) {
+                    __m256i out[2];
+                    multiply_levels(bits, table, x, k, s.factor[k], s.sign[k], s.c, out);
+                    int16_t * at = tile + 2 * ((b * TWOS + 8 * k + 2 * i) * TQ_ATTN_TILE + t);
+                    _mm256_storeu_si256((__m256i *) at, out[0]);
+                    _mm256_storeu_si256((__m256i *) (at + 2 * TQ_ATTN_TILE), out[1]);
+                }
+            }
+        }
+    }
+}
+
+// Numbers of rows 2 * i and 2 * i + 1, each in a half of every lane: they are neighbours in memory.
+INLINE __m256i broadcast_two(const __m256i * x, int i) {
+    return _mm256_set1_epi32(tq_load_i32((const char *) x + 8 * i + 2));
+}
+
+INLINE void load_tq_values(int bits, int bytes, const signed char * codebooks, struct tq_attn_rows rows, int blocks,
+                           int16_t * tile, float * unit) {
+    // Columns c and c + 8 of a row, then of the next one, go to lane c.
+    const int f = bits == 3 ? 1 : 2;
+    const __m256i words = bits == 4 ? _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7)
+                                    : _mm256_setr_epi32(f, f, f + 4, f + 4, f + 1, f + 1, f + 5, f + 5);
+    const __m256i order =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m256i table[2];
+    load_tables(bits, codebooks, table);
+    for (int t = 0; t < TQ_ATTN_TILE; t += 8) {
+        const struct tq_attn_rows r = tq_attn_skip(rows, t);
+        tq_attn_prefetch_rows(r, 8, (size_t) (blocks * bytes));
+        struct scales scales[TQ_ATTN_HEAD_MAX / TQ_BLOCK];
+        for (int b = 0; b < blocks; b++) {
+            scales[b] = decode(bits, load_words(r, b * bytes), unit + b * TQ_ATTN_TILE + t);
+        }
+        for (int b = 0; b < blocks; b++) {
+            const struct scales * s = &scales[b];
+            for (int i = 0; i < 4; i++) {
+                const char * row = tq_attn_skip(r, 2 * i).first;
+                const __m256i both = load_two(row, row + r.stride, b, bytes);
+                __m256i x = _mm256_permutevar8x32_epi32(both, words);
+                if (bits < 4) {
+                    const __m256i high = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(3, 3, 7, 7, 3, 3, 7, 7));
+                    x = nibbles(bits, _mm256_srlv_epi32(x, _mm256_setr_epi32(0, 2, 0, 2, 0, 2, 0, 2)),
+                                _mm256_sllv_epi32(high, _mm256_setr_epi32(3, 1, 3, 1, 2, 0, 2, 0)));
+                }
+                const __m256i c = broadcast_two(&s->c, i);
+                x = add_c(bits, _mm256_shuffle_epi8(x, order), c);
+                for (int k = 0; k < 2; k++) {
+                    __m256i out[2];
+                    multiply_levels(bits, table, x, k, broadcast_two(&s->factor[k], i), broadcast_two(&s->sign[k], i),
+                                    c, out);
+                    __m256i * at = (__m256i *) (tile + (b * TQ_ATTN_TILE + t + 2 * i) * TQ_BLOCK + 32 * k);
+                    _mm256_storeu_si256(at, out[0]);
+                    _mm256_storeu_si256(at + 1, out[1]);
+                }
             }
         }
     }
@@ -281,5 +449,43 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
     return open != 0;
 }
 
-#define TIER avx2
-#include "attn_tier.inc"
+// --- the table ---
+
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                            \
+    static void load_keys_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {   \
+        load_tq_keys(bits, bytes, tq_codebook_##name[0], rows, blocks, tile, unit);                   \
+    }                                                                                                 \
+    static void load_values_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) { \
+        load_tq_values(bits, bytes, tq_codebook_##name[0], rows, blocks, tile, unit);                 \
+    }
+#include "../types.def"
+#undef TQ_TYPE
+
+#define LOADERS(name, bytes)                                                                          \
+    static void load_keys_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {   \
+        load_keys(unpack_##name, bytes, rows, blocks, tile, unit);                                    \
+    }                                                                                                 \
+    static void load_values_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) { \
+        load_values(unpack_##name, bytes, rows, blocks, tile, unit);                                  \
+    }
+LOADERS(f16, TQ_BLOCK * 2)
+LOADERS(q8_0, sizeof(tq_block_q8_0))
+
+const struct tq_attn_kernels tq_attn_avx2 = {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = {TQ_ATTN_WORDS, load_keys_##name},
+    .keys = {
+#include "../types.def"
+        [TQ_ATTN_F16] = {TQ_ATTN_WORDS, load_keys_f16}, [TQ_ATTN_Q8_0] = {TQ_ATTN_WORDS, load_keys_q8_0},
+    },
+#undef TQ_TYPE
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = {TQ_ATTN_WORDS, load_values_##name},
+    .values = {
+#include "../types.def"
+        [TQ_ATTN_F16] = {TQ_ATTN_WORDS, load_values_f16}, [TQ_ATTN_Q8_0] = {TQ_ATTN_WORDS, load_values_q8_0},
+    },
+#undef TQ_TYPE
+    .load_mask = load_mask,
+    .ratios = tq_attn_ratios,
+    .softmax = softmax,
+    .products = {[TQ_ATTN_WORDS] = {TQ_BLOCK, tq_attn_quantise_words, scores, weights, accumulate}},
+};
