@@ -77,7 +77,6 @@ struct tq_attn_kernels {
 #define TQ_ISA(NAME, name, architecture, BASE) TQ_IF_##architecture(extern const struct tq_attn_kernels tq_attn_##name;)
 #include "isa.def"
 #undef TQ_ISA
-#define tq_attn_neon_dotprod tq_attn_neon // bytes are too short for the numbers of a tile
 
 // --- what tiers share ---
 
