@@ -29,7 +29,7 @@ class Format:
 
 WORDS = Format(under_unit=32, query_max=16383, weight_max=32767, weight_sum=524224)
 BYTES = Format(under_unit=16, query_max=127, weight_max=255, weight_sum=np.inf)
-BYTE_TIERS = ("avx512",)
+BYTE_TIERS = ("avx512", "neon_dotprod")
 
 
 def format_of(tier: str, type: str) -> Format:

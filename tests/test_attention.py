@@ -37,11 +37,12 @@ def test_every_tier_is_within_the_bound_whatever_the_threads(driver: list[str], 
         assert attention_checks.run(driver, problem, isa, 1, by_row=False).tobytes() == results[0].tobytes()
 
 
+@pytest.mark.parametrize(("tier", "cpu"), (("neon", "cortex-a53"), ("neon_dotprod", "max")))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_neon_is_within_the_bound(aarch64_driver: Path, case: Case):
+def test_neon_is_within_the_bound(aarch64_driver: Path, case: Case, tier: str, cpu: str):
     problem = attention_checks.make(case)
-    old = drivers.emulate(aarch64_driver, "cortex-a53")
-    attention_checks.check(problem, attention_checks.run(old, problem, "neon", 3), "neon")
+    result = attention_checks.run(drivers.emulate(aarch64_driver, cpu), problem, tier, 3)
+    attention_checks.check(problem, result, tier)
 
 
 def test_the_check_notices_a_small_error(driver: list[str]):

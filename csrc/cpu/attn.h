@@ -28,17 +28,17 @@
 //   words   32 * 16383 * 4096 < 2^31 for a block of a score, 2^19 * 4096 for a value
 //   bytes   16 * 127 * 255 for a sub-block of a score, 64 * 255 * 128 for a value
 //
-// Numbers lie in groups of 32 bits, for instructions that multiply two pairs of int16 or four of int8 and add them up:
+// Numbers lie in groups of 32 bits, for instructions that multiply two pairs of int16 or four of int8 and add them up.
+// Words:
 //
-//   words   keys     [block][two][row][2]      two p of a block holds values v and v + 2, v = 4 * (p / 2) + p % 2: they
-//                                              share a 32-bit word of the packed bytes, 16 bits apart
-//           query    [block][two][2]
-//           values   [block][row / 2][column][2]
-//           weights  [block][row]
-//   bytes   keys     [sub-block][value / 4][row][4]    128 more, unsigned
-//           query    [value], then int32 [sub-block]   -128 * (sum of its numbers)
-//           values   [sub-block][place][column][4]     of rows 4 * f to 4 * f + 3, place = 4 * (f % 4) + f / 4
-//           weights  [sub-block][place][4]             unsigned
+//   keys     [block][two][row][2]      two p of a block holds values v and v + 2, v = 4 * (p / 2) + p % 2: they share a
+//                                      32-bit word of the packed bytes, 16 bits apart
+//   query    [block][two][2]
+//   values   [block][row / 2][column][2]
+//   weights  [block][row]
+//
+// Bytes lie as a tier likes best: see attn_avx512.c and attn_neon_dotprod.c. What they share is the query: its numbers
+// in order, then for each sub-block an int32, -128 * (sum of its numbers), for keys that are stored 128 more.
 #pragma once
 
 #include "../tq.h"

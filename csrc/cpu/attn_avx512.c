@@ -1,5 +1,11 @@
 // attn.h for AVX-512 with BW, VBMI and VNNI. TQ and q8_0 are bytes, for vpdpbusd; f16 is words, for vpdpwssd.
 //
+// Of the factors of vpdpbusd, the first is unsigned:
+//
+//   keys     [sub-block][value / 4][row][4]    128 more, unsigned
+//   values   [sub-block][place][column][4]     signed, of rows 4 * f to 4 * f + 3 at place 4 * (f % 4) + f / 4
+//   weights  [sub-block][place][4]             unsigned, in the order that packs of lanes leave
+//
 // Nanoseconds for a query head and a cache row, one token, 32 / 8 heads of 128, depth 4096, tq4_0, one core of an EPYC
 // 9005: 3.5. What lost:
 //
@@ -110,7 +116,7 @@ INLINE void accumulate_bytes(int rows, const char * weight, int blocks, const ch
     }
 }
 
-static void score_words(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score) {
+static void scores(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score) {
     TQ_ATTN_BY_ROWS(rows, score_rows, false, q, blocks, keys, unit, score);
 }
 
@@ -118,8 +124,8 @@ static void score_bytes(const void * q, int rows, int blocks, const void * keys,
     TQ_ATTN_BY_ROWS(rows, score_rows, true, q, blocks, keys, unit, score);
 }
 
-static void add_words(const void * weight, int rows, int blocks, const void * values, const float * unit,
-                      const float * keep, const float * add, float * acc) {
+static void accumulate(const void * weight, int rows, int blocks, const void * values, const float * unit,
+                       const float * keep, const float * add, float * acc) {
     TQ_ATTN_BY_ROWS(rows, accumulate_words, weight, blocks, values, unit, keep, add, acc);
 }
 
@@ -128,7 +134,7 @@ static void add_bytes(const void * weight, int rows, int blocks, const void * va
     TQ_ATTN_BY_ROWS(rows, accumulate_bytes, weight, blocks, values, unit, keep, add, acc);
 }
 
-static float weigh_words(const float * p, float sum, const float * ratio, int blocks, void * weight) {
+static float weights(const float * p, float sum, const float * ratio, int blocks, void * weight) {
     const float steps = tq_attn_word_steps(sum);
     for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
         const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(p + t), _mm512_set1_ps(steps));
@@ -218,30 +224,7 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
     return open != 0;
 }
 
-// --- the table ---
-
-const struct tq_attn_kernels tq_attn_avx512 = {
-    .base = &tq_attn_avx2,
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = {TQ_ATTN_BYTES, load_keys_##name},
-    .keys =
-        {
-#include "../types.def"
-            [TQ_ATTN_Q8_0] = {TQ_ATTN_BYTES, load_keys_q8_0},
-        },
-#undef TQ_TYPE
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) [TQ_TYPE_##NAME] = {TQ_ATTN_BYTES, load_values_##name},
-    .values =
-        {
-#include "../types.def"
-            [TQ_ATTN_Q8_0] = {TQ_ATTN_BYTES, load_values_q8_0},
-        },
-#undef TQ_TYPE
-    .load_mask = load_mask,
-    .ratios = tq_attn_ratios,
-    .softmax = softmax,
-    .products =
-        {
-            [TQ_ATTN_WORDS] = {TQ_BLOCK, tq_attn_quantise_words, score_words, weigh_words, add_words},
-            [TQ_ATTN_BYTES] = {TQ_SUB_BLOCK, tq_attn_quantise_bytes, score_bytes, weigh_bytes, add_bytes},
-        },
-};
+#define TIER avx512
+#define BASE tq_attn_avx2
+#define HAS_BYTES
+#include "attn_tier.inc"

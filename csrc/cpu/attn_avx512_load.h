@@ -14,7 +14,6 @@
 #include "../tq_tables.h"
 #include "attn_tier.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define FOURS (TQ_ATTN_TILE / 4) // of rows
 #define UNITS 2                  // in a block
 
@@ -320,12 +319,7 @@ static void load_values_q8_0(struct tq_attn_rows rows, int blocks, void * tile, 
 
 // --- the loaders of the TQ types ---
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                            \
-    static void load_keys_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {   \
-        load_tq_keys(bits, bytes, tq_codebook_##name[0], rows, blocks, tile, unit);                   \
-    }                                                                                                 \
-    static void load_values_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) { \
-        load_tq_values(bits, bytes, tq_codebook_##name[0], rows, blocks, tile, unit);                 \
-    }
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    TQ_ATTN_LOADERS(name, load_tq_keys, load_tq_values, bits, bytes, tq_codebook_##name[0])
 #include "../types.def"
 #undef TQ_TYPE

@@ -6,7 +6,6 @@
 
 #include "attn_tier.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define VECTORS (TQ_ATTN_TILE / 4) // of one 32-bit lane per row
 #define TWOS (TQ_BLOCK / 2)
 

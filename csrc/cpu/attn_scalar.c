@@ -150,5 +150,14 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
     return open;
 }
 
+// --- the table ---
+
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    TQ_ATTN_LOADERS(name, load_keys, load_values, unpack_##name, bytes)
+#include "../types.def"
+#undef TQ_TYPE
+TQ_ATTN_LOADERS(f16, load_keys, load_values, unpack_f16, TQ_BLOCK * 2)
+TQ_ATTN_LOADERS(q8_0, load_keys, load_values, unpack_q8_0, sizeof(tq_block_q8_0))
+
 #define TIER scalar
 #include "attn_tier.inc"

@@ -7,6 +7,8 @@
 #include "attn.h"
 #include "tq_kernels.h"
 
+#define INLINE static inline __attribute__((always_inline))
+
 struct tq_attn_softmax {
     float scale;   // of the raw scores
     float softcap; // 0 without
@@ -180,6 +182,15 @@ static inline float tq_attn_word_steps(float sum) {
     const float most = TQ_ATTN_WEIGHT_SUM / sum;
     return most < TQ_ATTN_WEIGHT_WORD ? most : TQ_ATTN_WEIGHT_WORD;
 }
+
+// load_keys_<name> and load_values_<name> by inlined functions, which take what is constant for the type first.
+#define TQ_ATTN_LOADERS(name, keys, values, ...)                                                      \
+    static void load_keys_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {   \
+        keys(__VA_ARGS__, rows, blocks, tile, unit);                                                  \
+    }                                                                                                 \
+    static void load_values_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) { \
+        values(__VA_ARGS__, rows, blocks, tile, unit);                                                \
+    }
 
 // Calls an inlined function with its number of rows as a constant.
 #define TQ_ATTN_BY_ROWS(rows, function, ...) \
