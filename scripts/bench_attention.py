@@ -96,12 +96,12 @@ def slope(speeds: dict[int, float]) -> float:
     return float(np.polyfit(depths, seconds, 1)[0] * 1e9) if len(speeds) > 1 else float("nan")
 
 
-def show(title: str, columns: list[str], rows: dict[str, list[str]]) -> None:
-    table = rich.table.Table("cache", title=title)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for candidate, cells in rows.items():
-        table.add_row(candidate, *cells)
+def show(title: str, candidates: list[str], rows: dict[str, list[str]]) -> None:
+    table = rich.table.Table("", title=title)
+    for candidate in candidates:
+        table.add_column(candidate, justify="right")
+    for heading, cells in rows.items():
+        table.add_row(heading, *cells)
     rich.print(table)
 
 
@@ -153,7 +153,10 @@ def integers(context: click.Context, parameter: click.Parameter, text: str) -> l
     "--batches",
     default="",
     callback=integers,
-    help="Batches of so many tokens at the second largest depth, for example 1,2,4,8,16,32,63.",
+    help="Batches of so many tokens, for example 1,2,4,8,16,32,63.",
+)
+@click.option(
+    "--batch-depth", default=4096, show_default=True, help="Batches with so many tokens in the cache."
 )
 @click.option(
     "--upstream-depth",
@@ -161,7 +164,7 @@ def integers(context: click.Context, parameter: click.Parameter, text: str) -> l
     show_default=True,
     help="No deeper with ggml's quantized types, whose prefill takes minutes.",
 )
-@click.option("--generated", default=32, show_default=True, help="Tokens of a decode run.")
+@click.option("--generated", default=128, show_default=True, help="Tokens of a decode run.")
 @click.option(
     "--rounds", default=3, show_default=True, help="Every candidate once per round; the median counts."
 )
@@ -175,6 +178,7 @@ def main(
     depths: list[int],
     prompts: list[int],
     batches: list[int],
+    batch_depth: int,
     upstream_depth: int,
     generated: int,
     rounds: int,
@@ -185,7 +189,6 @@ def main(
     candidates = types.split(",")
     fast = {BASELINE, *(spec.name for spec in llama_tq.types())}
     jobs = [("prefill", n, n, 0, 0) for n in prompts] + [("decode", d, 0, generated, d) for d in depths]
-    batch_depth = sorted(depths)[-2:][0] if depths else 0
     jobs += [("batch", n, n, 0, batch_depth) for n in batches]
     runs = [
         (candidate, *job)
@@ -216,19 +219,17 @@ def main(
         json.dump(machine | {"threads": threads, "slopes": slopes, **speeds}, sys.stdout)
         return
     titles = {
-        "decode": "decode, tokens per second at a depth",
-        "prefill": "prefill, tokens per second of a prompt",
-        "batch": f"batches at depth {batch_depth}, tokens per second",
+        "decode": "decode, tokens per second by depth",
+        "prefill": "prefill, tokens per second by length of the prompt",
+        "batch": f"batches at depth {batch_depth}, tokens per second by size",
     }
     for what, keys in (("decode", depths), ("prefill", prompts), ("batch", batches)):
         if not keys:
             continue
-        rows = {c: [with_ratio(speeds[what], c, key) for key in keys] for c in candidates}
-        headings = [str(key) for key in keys]
+        rows = {str(key): [with_ratio(speeds[what], c, key) for c in candidates] for key in keys}
         if what == "decode":
-            headings.append("µs per 1000 tokens of depth")
-            rows = {c: [*cells, f"{slopes[c]:.0f}"] for c, cells in rows.items()}
-        show(f"{titles[what]} (ratio to {BASELINE})", headings, rows)
+            rows["µs per 1000 tokens of depth"] = [f"{slopes[c]:.0f}" for c in candidates]
+        show(f"{titles[what]} (ratio to {BASELINE})", candidates, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// attn.h for AVX-512 with BW, VBMI and VNNI. TQ and q8_0 are bytes, for vpdpbusd; f16 is words, for vpdpwssd.
+// attn.h for AVX-512 with VBMI and VNNI. TQ and q8_0 are bytes, for vpdpbusd; f16 is words, for vpdpwssd.
 //
 // Of the factors of vpdpbusd, the first is unsigned:
 //

@@ -89,30 +89,33 @@ INLINE void load_words(struct tq_attn_rows r, int b, int blocks, int bytes, __m5
     }
 }
 
-// What is in the words of 16 rows of two blocks, for each sub-block.
+// What is in the words of 16 rows of two blocks, for each sub-block. A prefix belongs above an index: of keys it is c,
+// twice in 16 bits; of values c and above it the sign, which is then not in the scale.
 struct scales {
-    __m512i upper[UNITS];  // halves of the scales as floats; the lower ones are zero
-    __m512i prefix[UNITS]; // of an index
+    __m512i upper[UNITS]; // halves of the scales as floats; the lower ones are zero
+    __m512i of_keys;
+    uint8_t of_values[UNITS][2 * 16];
 };
 
 INLINE __m512i and16(__m512i x, int mask) {
     return _mm512_and_si512(x, _mm512_set1_epi16((short) mask));
 }
 
-// FORMAT.md, section 2. A prefix is c, and above it the sign if it is not in the scale.
-INLINE struct scales decode(__m512i words, int bits, bool sign_in_prefix) {
+// FORMAT.md, section 2
+INLINE struct scales decode(bool values, int bits, __m512i words) {
     struct scales s;
     const __mmask32 some = _mm512_test_epi16_mask(words, _mm512_set1_epi16(31 << 10));
     const __m512i e = _mm512_srli_epi16(and16(words, 31 << 10), 3);
     const __m512i base = _mm512_add_epi16(e, _mm512_set1_epi16(TQ_CODE_BIAS << 4));
-    const __m512i c = _mm512_slli_epi16(_mm512_srli_epi16(words, 15), (unsigned) bits);
+    s.of_keys = and16(_mm512_srai_epi16(words, 15), 0x0101 << bits);
     for (int k = 0; k < UNITS; k++) {
         const __m512i field = k == 0 ? words : _mm512_srli_epi16(words, 5), sign = and16(field, 16);
         s.upper[k] = _mm512_maskz_add_epi16(some, base, _mm512_slli_epi16(and16(field, 15), 4));
-        s.prefix[k] = c;
-        if (sign_in_prefix) {
-            s.prefix[k] = _mm512_or_si512(c, bits == 4 ? _mm512_slli_epi16(sign, 1)
-                                                       : _mm512_srli_epi16(sign, (unsigned) (3 - bits)));
+        if (values) {
+            const __m512i above =
+                bits == 4 ? _mm512_slli_epi16(sign, 1) : _mm512_srli_epi16(sign, (unsigned) (3 - bits));
+            const __m256i prefix = _mm512_cvtepi16_epi8(_mm512_or_si512(s.of_keys, above));
+            _mm256_storeu_si256((__m256i *) s.of_values[k], prefix);
         } else {
             s.upper[k] = _mm512_or_si512(s.upper[k], _mm512_slli_epi16(sign, 11));
         }
@@ -170,9 +173,11 @@ INLINE __m512i load_levels(int bits, const signed char * codebooks, bool is_sign
     return _mm512_loadu_si512(level);
 }
 
-// 16 rows of a block; a prefix fills a lane.
-INLINE void load_key_block(int bits, int bytes, __m512i levels, struct tq_attn_rows r, int b, __m512i prefix,
-                           uint8_t * tile) {
+// --- 16 rows of a block, the first or the second of those that s is of ---
+
+INLINE void load_keys(int bits, int bytes, __m512i levels, struct tq_attn_rows r, int b, const struct scales * s,
+                      uint8_t * tile) {
+    const __m512i prefix = _mm512_permutexvar_epi16(twice(b % 2), s->of_keys);
     __m512i d[4];
     load_transposed(r, b, bytes, d);
 #pragma GCC unroll 8
@@ -182,28 +187,6 @@ INLINE void load_key_block(int bits, int bytes, __m512i levels, struct tq_attn_r
                                         : shift(d[2 + f % 2], 2 * (f / 2));
         const __m512i index = join(bits, low, shift(d[3], f - 2), prefix);
         _mm512_storeu_si512(tile + 4 * f * TQ_ATTN_TILE, _mm512_permutexvar_epi8(index, levels));
-    }
-}
-
-INLINE void load_tq_keys(int bits, int bytes, const signed char * codebooks, struct tq_attn_rows rows, int blocks,
-                         uint8_t * tile, float * unit) {
-    const __m512i levels = load_levels(bits, codebooks, false);
-    for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
-        const struct tq_attn_rows r = tq_attn_skip(rows, t);
-        tq_attn_prefetch_rows(r, 16, (size_t) (blocks * bytes));
-        __m512i words[2];
-        for (int b = 0; b < blocks; b += 2) {
-            if (b % 4 == 0) {
-                load_words(r, b, blocks, bytes, words);
-            }
-            const struct scales s = decode(words[b / 2 % 2], bits, false);
-            const __m512i prefix = _mm512_or_si512(s.prefix[0], _mm512_slli_epi16(s.prefix[0], 8));
-            for (int h = 0; h < 2 && b + h < blocks; h++) {
-                store_units(&s, h, unit + UNITS * (b + h) * TQ_ATTN_TILE + t);
-                load_key_block(bits, bytes, levels, r, b + h, _mm512_permutexvar_epi16(twice(h), prefix),
-                               tile + 4 * ((b + h) * 8 * TQ_ATTN_TILE + t));
-            }
-        }
     }
 }
 
@@ -218,46 +201,47 @@ INLINE __m512i interleave(int first, int columns) {
     return _mm512_loadu_si512(index);
 }
 
-// 16 rows of a block, columns are lanes; prefix is a byte for each row, those of the second sub-block 32 bytes on.
-INLINE void load_value_block(int bits, int bytes, __m512i levels, struct tq_attn_rows r, int b, const uint8_t * prefix,
-                             int8_t * tile) {
+INLINE void load_values(int bits, int bytes, __m512i levels, struct tq_attn_rows r, int b, const struct scales * s,
+                        uint8_t * tile) {
     const __m512i column = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int i = 0; i < 4; i++) {
+    const __m512i low_bytes = bits == 4 ? interleave(0, 16) : interleave(bits == 3 ? 4 : 8, 8);
+    for (int i = 0; i < 4; i++) { // rows 4 * i to 4 * i + 3
         const __m512i x = load_four(tq_attn_skip(r, 4 * i), b, bytes);
-        const __m512i bytes_of_low = bits == 4 ? interleave(0, 16) : interleave(bits == 3 ? 4 : 8, 8);
-        __m512i low = _mm512_permutexvar_epi8(bytes_of_low, x);
         const __m512i high = _mm512_permutexvar_epi8(interleave(12, 4), x);
+        __m512i low = _mm512_permutexvar_epi8(low_bytes, x);
         if (bits < 4) {
             low = _mm512_srlv_epi32(low, _mm512_slli_epi32(_mm512_srli_epi32(column, 3), 1));
         }
         for (int k = 0; k < UNITS; k++) {
             const __m512i third = _mm512_srlv_epi32(shift(high, 4 * k - 2), _mm512_srli_epi32(column, 2));
-            const __m512i index = join(bits, shift(low, 4 * k), third, broadcast(prefix + 32 * k + 4 * i));
+            const __m512i prefix = broadcast(s->of_values[k] + 16 * (b % 2) + 4 * i);
+            const __m512i index = join(bits, shift(low, 4 * k), third, prefix);
             _mm512_storeu_si512(tile + 64 * (k * FOURS + 4 * i), _mm512_permutexvar_epi8(index, levels));
         }
     }
 }
 
-INLINE void load_tq_values(int bits, int bytes, const signed char * codebooks, struct tq_attn_rows rows, int blocks,
-                           int8_t * tile, float * unit) {
-    const __m512i levels = load_levels(bits, codebooks, true);
+// --- tiles ---
+
+INLINE void load_tq(bool values, int bits, int bytes, const signed char * codebooks, struct tq_attn_rows rows,
+                    int blocks, uint8_t * tile, float * unit) {
+    const __m512i levels = load_levels(bits, codebooks, values);
     for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
         const struct tq_attn_rows r = tq_attn_skip(rows, t);
         tq_attn_prefetch_rows(r, 16, (size_t) (blocks * bytes));
         __m512i words[2];
-        for (int b = 0; b < blocks; b += 2) {
-            if (b % 4 == 0) {
-                load_words(r, b, blocks, bytes, words);
+        for (int two = 0; two < blocks; two += 2) {
+            if (two % 4 == 0) {
+                load_words(r, two, blocks, bytes, words);
             }
-            const struct scales s = decode(words[b / 2 % 2], bits, true);
-            uint8_t prefix[UNITS * 32];
-            for (int k = 0; k < UNITS; k++) {
-                _mm256_storeu_si256((__m256i *) (prefix + 32 * k), _mm512_cvtepi16_epi8(s.prefix[k]));
-            }
-            for (int h = 0; h < 2 && b + h < blocks; h++) {
-                store_units(&s, h, unit + UNITS * (b + h) * TQ_ATTN_TILE + t);
-                load_value_block(bits, bytes, levels, r, b + h, prefix + 16 * h,
-                                 tile + 64 * (UNITS * (b + h) * FOURS + t / 16));
+            const struct scales s = decode(values, bits, words[two / 2 % 2]);
+            for (int b = two; b < two + 2 && b < blocks; b++) {
+                store_units(&s, b - two, unit + UNITS * b * TQ_ATTN_TILE + t);
+                if (values) {
+                    load_values(bits, bytes, levels, r, b, &s, tile + 64 * (UNITS * b * FOURS + t / 16));
+                } else {
+                    load_keys(bits, bytes, levels, r, b, &s, tile + 4 * (b * 8 * TQ_ATTN_TILE + t));
+                }
             }
         }
     }
@@ -318,6 +302,9 @@ static void load_values_q8_0(struct tq_attn_rows rows, int blocks, void * tile, 
 }
 
 // --- the loaders of the TQ types ---
+
+#define load_tq_keys(...) load_tq(false, __VA_ARGS__)
+#define load_tq_values(...) load_tq(true, __VA_ARGS__)
 
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
     TQ_ATTN_LOADERS(name, load_tq_keys, load_tq_values, bits, bytes, tq_codebook_##name[0])

@@ -197,7 +197,7 @@ INLINE void store_block(const uint8x16_t x[QUADS], int b, int t, uint8_t * tile)
     }
 }
 
-INLINE void load_tq(int bits, bool values, size_t bytes, const signed char * codebooks, struct tq_attn_rows rows,
+INLINE void load_tq(bool values, int bits, size_t bytes, const signed char * codebooks, struct tq_attn_rows rows,
                     int blocks, void * tile, float * unit) {
     const uint8x16x2_t levels = load_levels(bits, values, codebooks);
     for (int t = 0; t < TQ_ATTN_TILE; t += 8) {
@@ -250,13 +250,11 @@ INLINE void load_q8_0(bool values, struct tq_attn_rows rows, int blocks, void * 
 
 // --- the loaders ---
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                            \
-    static void load_keys_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {   \
-        load_tq(bits, false, bytes, tq_codebook_##name[0], rows, blocks, tile, unit);                 \
-    }                                                                                                 \
-    static void load_values_##name(struct tq_attn_rows rows, int blocks, void * tile, float * unit) { \
-        load_tq(bits, true, bytes, tq_codebook_##name[0], rows, blocks, tile, unit);                  \
-    }
+#define load_tq_keys(...) load_tq(false, __VA_ARGS__)
+#define load_tq_values(...) load_tq(true, __VA_ARGS__)
+
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    TQ_ATTN_LOADERS(name, load_tq_keys, load_tq_values, bits, bytes, tq_codebook_##name[0])
 #include "../types.def"
 #undef TQ_TYPE
 

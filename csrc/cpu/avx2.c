@@ -212,23 +212,8 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, const s
     return true;
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)              \
-    static void quantize_##name(const float * x, void * y, int64_t n) { \
-        const struct tq_spec * s = &tq_specs[TQ_TYPE_##NAME];           \
-        struct tables tables;                                           \
-        load_tables(&tables, s);                                        \
-        tq_block_##name * block = y;                                    \
-        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {            \
-            __m256i index;                                              \
-            if (encode(x + i, &tables, s, block->scale, &index)) {      \
-                tq_store_##name(block, index);                          \
-            } else {                                                    \
-                memset(block, 0, sizeof(*block));                       \
-            }                                                           \
-        }                                                               \
-    }
-#include "../types.def"
-#undef TQ_TYPE
+#define INDICES __m256i
+#include "quantize.inc"
 
 // --- dequantise ---
 

@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, VL, DQ) with VNNI.
+// AVX-512 (F, BW, VL, DQ, VBMI) with VNNI: Ice Lake, Zen 4 and later.
 //
 // Quantise: as in avx2.c with twice the candidates in a register. Each 128-bit lane has, as bytes, 4 values of each:
 // sub-block 0 and 1 under one candidate, sub-block 0 and 1 under the next. A VNNI dot product of distances with
@@ -213,23 +213,8 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, const s
     return true;
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)              \
-    static void quantize_##name(const float * x, void * y, int64_t n) { \
-        const struct tq_spec * s = &tq_specs[TQ_TYPE_##NAME];           \
-        struct tables tables;                                           \
-        load_tables(&tables, s);                                        \
-        tq_block_##name * block = y;                                    \
-        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {            \
-            __m256i index;                                              \
-            if (encode(x + i, &tables, s, block->scale, &index)) {      \
-                tq_store_##name(block, index);                          \
-            } else {                                                    \
-                memset(block, 0, sizeof(*block));                       \
-            }                                                           \
-        }                                                               \
-    }
-#include "../types.def"
-#undef TQ_TYPE
+#define INDICES __m256i
+#include "quantize.inc"
 
 // --- dequantise ---
 

@@ -122,7 +122,7 @@ static inline uint8x16_t assign(const float32x4_t x[4], struct choice choice, co
 
 // FORMAT.md 4.1 to 4.4: the scale word and the indices of both sub-blocks. False for a block of zeros.
 TQ_INLINE bool encode(const float * input, const struct tables * tables, const struct tq_spec * s, uint8_t word[2],
-                      uint8x16_t index[2]) {
+                      uint8x16x2_t * index) {
     float32x4_t x[2][4];
     float amax[2];
     for (int k = 0; k < 2; k++) {
@@ -157,7 +157,7 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, const s
     const int c = best[0][1].price + best[1][1].price < best[0][0].price + best[1][0].price;
 
     for (int k = 0; k < 2; k++) {
-        index[k] = assign(x[k], best[k][c], tables->cut[c], 1 << s->bits);
+        index->val[k] = assign(x[k], best[k][c], tables->cut[c], 1 << s->bits);
     }
     const int code[2] = {best[0][c].code, best[1][c].code};
     const unsigned negative[2] = {best[0][c].negative, best[1][c].negative};
@@ -165,22 +165,22 @@ TQ_INLINE bool encode(const float * input, const struct tables * tables, const s
     return true;
 }
 
-static inline void store_low_bits(uint8_t * low, const uint8x16_t index[2]) {
+static inline void store_low_bits(uint8_t * low, uint8x16x2_t index) {
     uint8x8_t sum = vdup_n_u8(0);
     for (int k = 0; k < 2; k++) {
-        const uint8x16_t part = vshlq_u8(vandq_u8(index[k], vdupq_n_u8(3)), tq_shifts(4 * k, 2, 8));
+        const uint8x16_t part = vshlq_u8(vandq_u8(index.val[k], vdupq_n_u8(3)), tq_shifts(4 * k, 2, 8));
         sum = vorr_u8(sum, vorr_u8(vget_low_u8(part), vget_high_u8(part)));
     }
     vst1_u8(low, sum);
 }
 
-static inline void store_tq4_0(tq_block_tq4_0 * y, const uint8x16_t index[2]) {
-    vst1q_u8(y->low, vorrq_u8(index[0], vshlq_n_u8(index[1], 4)));
+static inline void tq_store_tq4_0(tq_block_tq4_0 * y, uint8x16x2_t index) {
+    vst1q_u8(y->low, vorrq_u8(index.val[0], vshlq_n_u8(index.val[1], 4)));
 }
 
-static inline void store_tq3_0(tq_block_tq3_0 * y, const uint8x16_t index[2]) {
-    const uint8x16_t part0 = vshlq_u8(vshrq_n_u8(index[0], 2), tq_shifts(0, 1, 4));
-    const uint8x16_t part1 = vshlq_u8(vshrq_n_u8(index[1], 2), tq_shifts(4, 1, 4));
+static inline void tq_store_tq3_0(tq_block_tq3_0 * y, uint8x16x2_t index) {
+    const uint8x16_t part0 = vshlq_u8(vshrq_n_u8(index.val[0], 2), tq_shifts(0, 1, 4));
+    const uint8x16_t part1 = vshlq_u8(vshrq_n_u8(index.val[1], 2), tq_shifts(4, 1, 4));
     const uint8x16_t both = vorrq_u8(part0, part1);
     const uint32x2_t half = vreinterpret_u32_u8(vorr_u8(vget_low_u8(both), vget_high_u8(both)));
     const uint32_t high = vget_lane_u32(half, 0) | vget_lane_u32(half, 1);
@@ -188,27 +188,12 @@ static inline void store_tq3_0(tq_block_tq3_0 * y, const uint8x16_t index[2]) {
     store_low_bits(y->low, index);
 }
 
-static inline void store_tq2_1(tq_block_tq2_1 * y, const uint8x16_t index[2]) {
+static inline void tq_store_tq2_1(tq_block_tq2_1 * y, uint8x16x2_t index) {
     store_low_bits(y->low, index);
 }
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)              \
-    static void quantize_##name(const float * x, void * y, int64_t n) { \
-        const struct tq_spec * s = &tq_specs[TQ_TYPE_##NAME];           \
-        struct tables tables;                                           \
-        load_tables(&tables, s);                                        \
-        tq_block_##name * block = y;                                    \
-        for (int64_t i = 0; i < n; i += TQ_BLOCK, block++) {            \
-            uint8x16_t index[2];                                        \
-            if (encode(x + i, &tables, s, block->scale, index)) {       \
-                store_##name(block, index);                             \
-            } else {                                                    \
-                memset(block, 0, sizeof(*block));                       \
-            }                                                           \
-        }                                                               \
-    }
-#include "../types.def"
-#undef TQ_TYPE
+#define INDICES uint8x16x2_t
+#include "quantize.inc"
 
 // --- dequantise ---
 
