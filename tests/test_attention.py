@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,21 @@ def test_neon_is_within_the_bound(aarch64_driver: Path, case: Case, tier: str, c
     problem = attention_checks.make(case)
     result = attention_checks.run(drivers.emulate(aarch64_driver, cpu), problem, tier, 3)
     attention_checks.check(problem, result, tier)
+
+
+@pytest.mark.parametrize("wrong", (np.nan, np.inf, -np.inf))
+@pytest.mark.parametrize("rows", (60, 1300))
+def test_a_query_that_is_not_finite_is_not_hidden(driver: list[str], wrong: float, rows: int):
+    problem = attention_checks.make(Case(tokens=3, rows=rows))
+    shape = (*problem.q.shape[:-1], problem.case.v_dim)
+    for isa in TIERS:
+        good = attention_checks.run(driver, problem, isa, 2).reshape(shape)
+        q = problem.q.copy()
+        q[0, 1, 2, 5] = wrong
+        bad = attention_checks.run(driver, dataclasses.replace(problem, q=q), isa, 2).reshape(shape).copy()
+        assert np.isnan(bad[0, 1, 2]).all(), isa
+        bad[0, 1, 2] = good[0, 1, 2]
+        assert bad.tobytes() == good.tobytes(), isa
 
 
 def test_the_check_notices_a_small_error(driver: list[str]):

@@ -169,7 +169,7 @@ static void write_result(const struct tq_attn * a, int64_t head, float max, floa
         keep = expf(max - top);
         sum = sum * keep + expf(a->sinks[head] - top);
     }
-    const float factor = sum > 0.0f ? keep / sum : 0.0f;
+    const float factor = sum != 0.0f ? keep / sum : 0.0f;
     for (int64_t d = 0; d < a->v.dim; d++) {
         out[d] = acc[d] * factor;
     }
@@ -222,7 +222,7 @@ static void prepare_rows(struct task * k) {
         row->softmax.softcap = a->softcap;
         row->softmax.slope = alibi_slope(a, head_of(k, r));
         row->max = -INFINITY;
-        row->sum = 0.0f;
+        row->sum = 0.0f * row->softmax.scale; // NaN for a query that is not finite, and so will the result be
         row->mask = r % k->rows / k->mask_share;
     }
     memset(k->scratch.acc, 0, (size_t) (k->rows * k->plan.heads * a->v.dim) * sizeof(float));
