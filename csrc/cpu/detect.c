@@ -1,7 +1,9 @@
 // What the CPU has and the operating system saves: one function per tier of isa.def.
 #include "tq_kernels.h"
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#    include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #    include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #    include <sys/sysctl.h>
@@ -12,10 +14,16 @@ bool tq_detect_scalar(void) {
 }
 
 #if defined(__x86_64__)
+// Clang 14's builtin does not know the name.
+static bool has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+
 // The builtins look at XCR0, the operating system's part, too.
 bool tq_detect_avx2(void) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 bool tq_detect_avx512(void) {
