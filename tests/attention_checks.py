@@ -262,9 +262,8 @@ def solve(problem: Problem, query_error: np.ndarray, tier: str | None) -> tuple[
         live = seen(problem, s, t, h)
         for first in range(0, case.rows if tier else 0, TILE):
             tile = slice(first, first + TILE)
-            live = seen(problem, s, t, h)[tile]
             weights[tile], unsure[tile] = round_weights(
-                p[tile], relative[tile], unit[s, tile, kv], live, format
+                p[tile], relative[tile], unit[s, tile, kv], live[tile], format
             )
         out = (weights * values).sum(0) / total
         moved = (p * relative) @ np.abs(values - out) + case.sinks * (relative * p).sum() * np.abs(out)
