@@ -15,18 +15,24 @@
 #define TASKS 32       // wanted of an operation
 #define CHUNK_ROWS 512 // least cache rows of a chunk
 
-static const struct tq_attn_kernels * const tiers[TQ_ISA_COUNT] = {
-#define TQ_ISA(NAME, name, architecture, BASE) TQ_IF_##architecture([TQ_ISA_##NAME] = &tq_attn_##name, )
+static const struct {
+    enum tq_isa base;
+    const struct tq_attn_kernels * kernels; // NULL on other architectures
+} tiers[TQ_ISA_COUNT] = {
+#define TQ_ISA(NAME, name, architecture, BASE) \
+    {.base = TQ_ISA_##BASE, TQ_IF_##architecture(.kernels = &tq_attn_##name)},
 #include "isa.def"
 #undef TQ_ISA
 };
 
-static struct tq_attn_loader key_loader(const struct tq_attn_kernels * tier, int type) {
-    return tier->keys[type].load ? tier->keys[type] : key_loader(tier->base, type);
+static struct tq_attn_loader key_loader(enum tq_isa isa, int type) {
+    const struct tq_attn_loader loader = tiers[isa].kernels->keys[type];
+    return loader.load ? loader : key_loader(tiers[isa].base, type);
 }
 
-static struct tq_attn_loader value_loader(const struct tq_attn_kernels * tier, int type) {
-    return tier->values[type].load ? tier->values[type] : value_loader(tier->base, type);
+static struct tq_attn_loader value_loader(enum tq_isa isa, int type) {
+    const struct tq_attn_loader loader = tiers[isa].kernels->values[type];
+    return loader.load ? loader : value_loader(tiers[isa].base, type);
 }
 
 static size_t block_bytes(int type) {
@@ -359,7 +365,8 @@ static void store_results(const struct task * k, float * partials) {
 }
 
 void tq_attn_run_task(const struct tq_attn * a, int64_t index, void * work, int thread, int threads) {
-    const struct tq_attn_kernels * tier = tiers[tq_isa_active()];
+    const enum tq_isa isa = tq_isa_active();
+    const struct tq_attn_kernels * tier = tiers[isa].kernels;
     const struct plan p = make_plan(a);
     const int64_t parts = a->kv_heads / p.heads; // of the heads
     const int64_t block = index / parts / p.chunks % p.blocks;
@@ -367,8 +374,8 @@ void tq_attn_run_task(const struct tq_attn * a, int64_t index, void * work, int 
     struct task task = {
         .a = a,
         .kernels = tier,
-        .k = make_side(tier, key_loader(tier, a->k.type), &a->k, scratch.keys, scratch.key_unit),
-        .v = make_side(tier, value_loader(tier, a->v.type), &a->v, scratch.values, scratch.value_unit),
+        .k = make_side(tier, key_loader(isa, a->k.type), &a->k, scratch.keys, scratch.key_unit),
+        .v = make_side(tier, value_loader(isa, a->v.type), &a->v, scratch.values, scratch.value_unit),
         .plan = p,
         .scratch = scratch,
         .stream = index / parts / p.chunks / p.blocks,

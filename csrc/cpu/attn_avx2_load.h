@@ -126,13 +126,9 @@ INLINE __m256i and8(__m256i x, int mask) {
     return _mm256_and_si256(x, _mm256_set1_epi8((char) mask));
 }
 
-// The 16 bytes that end with a block, of two rows. Bytes in front of a row may not exist: zeros then. A row has two
-// blocks at least.
+// The ends of the blocks of two rows.
 INLINE __m256i load_two(const char * x, const char * y, int b, int bytes) {
-    const int missing = b == 0 && bytes < 16 ? 16 - bytes : 0, at = b * bytes + bytes - 16 + missing;
-    const __m256i first = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *) (x + at)));
-    const __m256i both = _mm256_inserti128_si256(first, _mm_loadu_si128((const __m128i *) (y + at)), 1);
-    return missing == 0 ? both : missing == 2 ? _mm256_bslli_epi128(both, 2) : _mm256_bslli_epi128(both, 6);
+    return _mm256_set_m128i(tq_load_end(y, b, bytes), tq_load_end(x, b, bytes));
 }
 
 // Word i of the 16 bytes of eight rows to d[i], a lane for each row.

@@ -225,6 +225,5 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
 }
 
 #define TIER avx512
-#define BASE tq_attn_avx2
 #define HAS_BYTES
 #include "attn_tier.inc"

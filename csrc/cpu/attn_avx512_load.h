@@ -8,31 +8,20 @@
 // 128 values, tq4_0, one core of an EPYC 9005: 1.5. With the scale words of 64 rows copied one by one: 2.0.
 #pragma once
 
-#include <immintrin.h>
-#include <string.h>
-
-#include "../tq_tables.h"
 #include "attn_tier.h"
+#include "x86.h"
 
 #define FOURS (TQ_ATTN_TILE / 4) // of rows
 #define UNITS 2                  // in a block
 
 // --- rows of a cache ---
 
-// The 16 bytes that end with the block. Bytes in front of a row may not exist: zeros then. A row has two blocks at
-// least.
-INLINE __m128i load_end(const char * row, int b, int bytes) {
-    const int missing = b == 0 && bytes < 16 ? 16 - bytes : 0;
-    const __m128i x = _mm_loadu_si128((const __m128i *) (row + b * bytes + bytes - 16 + missing));
-    return missing == 0 ? x : missing == 2 ? _mm_bslli_si128(x, 2) : _mm_bslli_si128(x, 6);
-}
-
-// Those of four rows.
+// The ends of the blocks of four rows.
 INLINE __m512i load_four(struct tq_attn_rows r, int b, int bytes) {
-    __m512i x = _mm512_castsi128_si512(load_end(r.first, b, bytes));
-    x = _mm512_inserti32x4(x, load_end(r.first + r.stride, b, bytes), 1);
-    x = _mm512_inserti32x4(x, load_end(r.first + 2 * r.stride, b, bytes), 2);
-    return _mm512_inserti32x4(x, load_end(r.first + 3 * r.stride, b, bytes), 3);
+    __m512i x = _mm512_castsi128_si512(tq_load_end(r.first, b, bytes));
+    x = _mm512_inserti32x4(x, tq_load_end(r.first + r.stride, b, bytes), 1);
+    x = _mm512_inserti32x4(x, tq_load_end(r.first + 2 * r.stride, b, bytes), 2);
+    return _mm512_inserti32x4(x, tq_load_end(r.first + 3 * r.stride, b, bytes), 3);
 }
 
 // Word i of the 16 bytes of 16 rows to d[i], a lane for each row.
@@ -264,41 +253,45 @@ INLINE struct tq_attn_rows to_sub_block(struct tq_attn_rows r, int k) {
     return r;
 }
 
-static void load_keys_q8_0(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {
-    const int bytes = sizeof(tq_block_q8_0);
+// 16 rows of a sub-block
+INLINE void load_q8_0_keys(struct tq_attn_rows r, int b, uint8_t * tile) {
+    __m512i d[4];
+    load_transposed(r, b, sizeof(tq_block_q8_0), d);
+    for (int f = 0; f < 4; f++) {
+        _mm512_storeu_si512(tile + 4 * f * TQ_ATTN_TILE, _mm512_xor_si512(d[f], _mm512_set1_epi8(-128)));
+    }
+}
+
+INLINE void load_q8_0_values(struct tq_attn_rows r, int b, uint8_t * tile) {
+    for (int i = 0; i < 4; i++) {
+        const __m512i x = load_four(tq_attn_skip(r, 4 * i), b, sizeof(tq_block_q8_0));
+        _mm512_storeu_si512(tile + 64 * 4 * i, _mm512_permutexvar_epi8(interleave(0, 16), x));
+    }
+}
+
+INLINE void load_q8_0(bool values, struct tq_attn_rows rows, int blocks, uint8_t * tile, float * unit) {
     for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
         const struct tq_attn_rows r = tq_attn_skip(rows, t);
-        tq_attn_prefetch_rows(r, 16, (size_t) (blocks * bytes));
+        tq_attn_prefetch_rows(r, 16, (size_t) blocks * sizeof(tq_block_q8_0));
         for (int b = 0; b < blocks; b++) {
             load_q8_0_units(r, b, unit + UNITS * b * TQ_ATTN_TILE + t);
             for (int k = 0; k < UNITS; k++) {
-                __m512i d[4];
-                load_transposed(to_sub_block(r, k), b, bytes, d);
-                for (int f = 0; f < 4; f++) {
-                    _mm512_storeu_si512((char *) tile + 4 * ((b * 8 + 4 * k + f) * TQ_ATTN_TILE + t),
-                                        _mm512_xor_si512(d[f], _mm512_set1_epi8(-128)));
+                if (values) {
+                    load_q8_0_values(to_sub_block(r, k), b, tile + 64 * ((UNITS * b + k) * FOURS + t / 16));
+                } else {
+                    load_q8_0_keys(to_sub_block(r, k), b, tile + 4 * ((UNITS * b + k) * 4 * TQ_ATTN_TILE + t));
                 }
             }
         }
     }
 }
 
+static void load_keys_q8_0(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {
+    load_q8_0(false, rows, blocks, tile, unit);
+}
+
 static void load_values_q8_0(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {
-    const int bytes = sizeof(tq_block_q8_0);
-    for (int t = 0; t < TQ_ATTN_TILE; t += 16) {
-        const struct tq_attn_rows r = tq_attn_skip(rows, t);
-        tq_attn_prefetch_rows(r, 16, (size_t) (blocks * bytes));
-        for (int b = 0; b < blocks; b++) {
-            load_q8_0_units(r, b, unit + UNITS * b * TQ_ATTN_TILE + t);
-            for (int k = 0; k < UNITS; k++) {
-                for (int i = 0; i < 4; i++) {
-                    const __m512i x = load_four(to_sub_block(tq_attn_skip(r, 4 * i), k), b, bytes);
-                    _mm512_storeu_si512((char *) tile + 64 * ((UNITS * b + k) * FOURS + 4 * i + t / 16),
-                                        _mm512_permutexvar_epi8(interleave(0, 16), x));
-                }
-            }
-        }
-    }
+    load_q8_0(true, rows, blocks, tile, unit);
 }
 
 // --- the loaders of the TQ types ---

@@ -159,6 +159,5 @@ static float weigh_bytes(const float * p, float sum, const float * ratio, int bl
 }
 
 #define TIER neon_dotprod
-#define BASE tq_attn_neon
 #define HAS_BYTES
 #include "attn_tier.inc"

@@ -59,8 +59,7 @@ struct tq_attn_products {
 };
 
 struct tq_attn_kernels {
-    const struct tq_attn_kernels * base; // the tier whose loaders serve where this one has none of its own
-
+    // The base tier of isa.def has those that are missing.
     struct tq_attn_loader keys[TQ_ATTN_TYPES], values[TQ_ATTN_TYPES];
     struct tq_attn_products products[TQ_ATTN_FORMATS];
 

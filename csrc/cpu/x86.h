@@ -25,6 +25,14 @@ static inline long long tq_load_i64(const void * p) {
     return v;
 }
 
+// The 16 bytes that end with block b of a row. Bytes in front of a row may not exist: zeros then. A row has two blocks
+// at least.
+static inline __m128i tq_load_end(const char * row, int b, int bytes) {
+    const int missing = b == 0 && bytes < 16 ? 16 - bytes : 0;
+    const __m128i x = _mm_loadu_si128((const __m128i *) (row + b * bytes + bytes - 16 + missing));
+    return missing == 0 ? x : missing == 2 ? _mm_bslli_si128(x, 2) : _mm_bslli_si128(x, 6);
+}
+
 // --- indices to levels: byte v of the result is the level of value v ---
 //
 // The codebook is picked by address, and fills both halves of a register for an in-lane byte shuffle.
