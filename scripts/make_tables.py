@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the codebooks and write the tables that C and Python share.
 
-usage: make_tables.py            retrain, write csrc/tq_tables.h, csrc/cpu/tq_bins.h and
+usage: make_tables.py            retrain, write csrc/tq_tables.h, csrc/cpu/blocks/tq_bins.h and
                                  python/llama_tq/reference/tables.py
        make_tables.py --check    retrain, fail if the committed files differ
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "python"))
 
 TYPES_DEF = ROOT / "csrc/types.def"
 C_TABLES = ROOT / "csrc/tq_tables.h"
-C_BINS = ROOT / "csrc/cpu/tq_bins.h"
+C_BINS = ROOT / "csrc/cpu/blocks/tq_bins.h"
 PYTHON_TABLES = ROOT / "python/llama_tq/reference/tables.py"
 
 BLOCKS = 1 << 14

@@ -12,14 +12,14 @@ from llama_tq import reference
 from llama_tq.reference import _codec
 
 TILE = 64  # cache rows that share the unit of a weight
-TASK_ROWS = 256  # of cpu/attn.c
+TASK_ROWS = 256  # of cpu/attention/attention.c
 NUMBER_MAX = 4096  # of an f16 block in words
 GGML_IDS = {"f16": 1, "q8_0": 8, **{name: spec.id for name, spec in reference.TYPES.items()}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How a tier holds a side of a tile: see cpu/attn.h, from where these numbers are."""
+    """How a tier holds a side of a tile: see cpu/attention/attention.h, from where these numbers are."""
 
     under_unit: int
     query_max: int
@@ -190,7 +190,7 @@ def slopes(case: Case) -> np.ndarray:
 
 
 def seen(problem: Problem, s: int, t: int, h: int) -> np.ndarray:
-    """The cache rows that any query of a task of cpu/attn.c sees: a block of tokens, the heads of a group."""
+    """The cache rows that queries of a task of cpu/attention see: tokens of a block, heads of a group."""
     case = problem.case
     if problem.mask is None:
         return np.ones(case.rows, bool)
@@ -283,7 +283,7 @@ def round_queries(q: np.ndarray, most: int) -> np.ndarray:
 
 
 def check(problem: Problem, result: np.ndarray, tier: str) -> None:
-    """`result` is what cpu/attn.h may answer."""
+    """`result` is what cpu/attention/attention.h may answer."""
     q = round_queries(problem.q, format_of(tier, problem.case.k).query_max)
     answer, bound = solve(dataclasses.replace(problem, q=q), np.zeros_like(q), tier)
     assert_within(result.reshape(answer.shape), answer, bound)

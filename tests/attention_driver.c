@@ -1,6 +1,6 @@
 // usage: attention_driver TIER THREADS < problem > output
 //
-// Runs the attention of cpu/attn.h on a problem: struct header, then the queries [stream][token][head][k_dim], K and V
+// Runs the attention of cpu/attention/attention.h on a problem: struct header, then the queries [stream][token][head][k_dim], K and V
 // as header.by_row says, the mask [stream][head][token][kv_rows] and the sinks [head]. K and V lie between pages that
 // cannot be touched, once at the end of the first and once in front of the second; both results must be the same, and
 // go to standard output. THREADS are played by one, so that which of them does what is known.
@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "cpu/attn.h"
+#include "cpu/attention/attention.h"
 
 struct header {
     int64_t streams, tokens, heads, kv_streams, kv_heads, kv_rows, k_dim, v_dim;

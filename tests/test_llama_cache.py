@@ -103,8 +103,8 @@ def test_parallel_sequences_equal_single_ones(directory, name, unified):
     with Session(path, name, name, cells=768, sequences=3, unified=unified) as session:
         together = session.decode_batch(entries)
     for sequence, expected in enumerate(alone):
-        # Rows of other sequences stand between, so that weights round differently (csrc/cpu/attn.h), and in
-        # the next layer what is near a tie is encoded differently.
+        # Rows of other sequences stand between, so that weights round differently (csrc/cpu/attention), and
+        # in the next layer what is near a tie is encoded differently.
         assert distance(together[sequence::3], expected) < error_bound(name, name) / 5
 
 

@@ -1,6 +1,6 @@
 #include "attention.h"
 
-#include "cpu/attn.h"
+#include "cpu/attention/attention.h"
 
 namespace {
 
@@ -23,7 +23,7 @@ tq_attn_cache describe(const ggml_tensor * t) {
     return {attention_type(t->type), static_cast<const char *>(t->data), t->ne[0], t->nb[1], t->nb[2], t->nb[3]};
 }
 
-// False where attn.h does not cover the operation.
+// False where attention/attention.h does not cover the operation.
 bool describe(const ggml_tensor * op, tq_attn & a) {
     if (op->op != GGML_OP_FLASH_ATTN_EXT || !(is_tq(op->src[1]) || is_tq(op->src[2]))) {
         return false;

@@ -1,4 +1,4 @@
-// GGML_OP_FLASH_ATTN_EXT with K or V of a TQ type, by cpu/attn.h. Part of ggml-cpu.
+// GGML_OP_FLASH_ATTN_EXT with K or V of a TQ type, by cpu/attention/attention.h. Part of ggml-cpu.
 #pragma once
 
 #include "ggml-cpu-impl.h"

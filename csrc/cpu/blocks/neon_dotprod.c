@@ -11,7 +11,7 @@ const struct tq_kernels tq_kernels_neon_dotprod = {
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count) vec_dot_##name,
     .vec_dot =
         {
-#include "../types.def"
+#include "../../types.def"
         },
 #undef TQ_TYPE
 };

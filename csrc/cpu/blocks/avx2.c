@@ -13,8 +13,8 @@
 // scalar.c 800-1100; dot 20000-25000, scalar.c 500.
 #include <math.h>
 
+#include "../x86.h"
 #include "spec.h"
-#include "x86.h"
 
 // --- quantise ---
 
@@ -239,7 +239,7 @@ static inline void store32(float * y, __m256i levels, const uint8_t word[2]) {
             store32(y + i, tq_levels_##name(block), block->scale);        \
         }                                                                 \
     }
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 
 // --- dot product with q8_0 ---

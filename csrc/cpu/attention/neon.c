@@ -1,8 +1,8 @@
-// attn.h for NEON: a load that takes the two int16 of eight lanes apart, then smlal. A block is unpacked row by row to
-// int16, whatever its type; then four rows are transposed (keys), or two interleaved (values).
-#include "attn_neon.h"
-#include "half.h"
+// attention.h for NEON: a load that takes the two int16 of eight lanes apart, then smlal. A block is unpacked row by
+// row to int16, whatever its type; then four rows are transposed (keys), or two interleaved (values).
 #include "neon.h"
+#include "../half.h"
+#include "../neon.h"
 
 // --- unpacking: 32 values to int16, in order; returns the unit ---
 
@@ -21,7 +21,7 @@ INLINE float unpack_tq(const int8x16_t levels[2], const unsigned char word[2], i
         const int8x16_t levels[2] = {tq_levels_##name(x, 0), tq_levels_##name(x, 1)}; \
         return unpack_tq(levels, x->scale, out);                                      \
     }
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 
 INLINE float unpack_q8_0(const char * block, int16x8_t out[4]) {
@@ -113,10 +113,10 @@ INLINE void load_values(unpack_fn unpack, size_t bytes, struct tq_attn_rows rows
 
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
     TQ_ATTN_LOADERS(name, load_keys, load_values, unpack_##name, bytes)
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 TQ_ATTN_LOADERS(f16, load_keys, load_values, unpack_f16, TQ_BLOCK * 2)
 TQ_ATTN_LOADERS(q8_0, load_keys, load_values, unpack_q8_0, sizeof(tq_block_q8_0))
 
 #define TIER neon
-#include "attn_tier.inc"
+#include "tier.inc"

@@ -1,4 +1,4 @@
-// attn.h for AVX-512 with VBMI and VNNI. TQ and q8_0 are bytes, for vpdpbusd; f16 is words, for vpdpwssd.
+// attention.h for AVX-512 with VBMI and VNNI. TQ and q8_0 are bytes, for vpdpbusd; f16 is words, for vpdpwssd.
 //
 // Of the factors of vpdpbusd, the first is unsigned:
 //
@@ -14,7 +14,7 @@
 // - Weights in steps of 1/255 of the largest softmax weight, not of the largest product with a unit: 4 dB more error.
 // - A pattern added before weights are rounded, so that many small ones are not lost together: more error than it
 //   removes.
-#include "attn_avx512_load.h"
+#include "avx512_load.h"
 
 #include <math.h>
 
@@ -171,7 +171,7 @@ static float weigh_bytes(const float * p, float sum, const float * ratio, int bl
 
 // --- softmax ---
 
-// attn_tier.h's, 16 at a time
+// tier.h's, 16 at a time
 INLINE __m512 exponential(__m512 x) {
     x = _mm512_max_ps(x, _mm512_set1_ps(TQ_EXP_LEAST));
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(TQ_EXP_LOG2E)), 8);
@@ -226,4 +226,4 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
 
 #define TIER avx512
 #define HAS_BYTES
-#include "attn_tier.inc"
+#include "tier.inc"

@@ -1,11 +1,11 @@
-// What a tier of attn.h provides, and what tiers share.
+// What a tier of attention.h provides, and what tiers share.
 #pragma once
 
 #include <math.h>
 #include <string.h>
 
-#include "attn.h"
-#include "tq_kernels.h"
+#include "../tq_kernels.h"
+#include "attention.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -48,7 +48,7 @@ struct tq_attn_products {
     // score[rows][64], in units of the query; q is [rows][TQ_ATTN_QUERY_BYTES(blocks)], 1 <= rows <= 4.
     void (*scores)(const void * q, int rows, int blocks, const void * keys, const float * unit, float * score);
 
-    // weight[units][64] = rint(steps * p * ratio); returns steps, the most that attn.h allows. ratio is [units +
+    // weight[units][64] = rint(steps * p * ratio); returns steps, the most that attention.h allows. ratio is [units +
     // 1][64], the last row the largest of the others; sum is that of p.
     float (*weights)(const float * p, float sum, const float * ratio, int blocks, void * weight);
 
@@ -76,7 +76,7 @@ struct tq_attn_kernels {
 };
 
 #define TQ_ISA(NAME, name, architecture, BASE) TQ_IF_##architecture(extern const struct tq_attn_kernels tq_attn_##name;)
-#include "isa.def"
+#include "../isa.def"
 #undef TQ_ISA
 
 // --- what tiers share ---

@@ -1,4 +1,4 @@
-// 64 rows of TQ or q8_0 blocks to the bytes of attn.h, 16 rows at a time.
+// 64 rows of TQ or q8_0 blocks to the bytes of attention.h, 16 rows at a time.
 //
 // Keys transpose as packed words, so that a lane holds the indices of one row; values interleave as packed bytes, so
 // that it holds a column of four rows. Then a vpermb makes 64 levels of their indices: the table holds both codebooks,
@@ -8,8 +8,8 @@
 // 128 values, tq4_0, one core of an EPYC 9005: 1.5. With the scale words of 64 rows copied one by one: 2.0.
 #pragma once
 
-#include "attn_tier.h"
-#include "x86.h"
+#include "../x86.h"
+#include "tier.h"
 
 #define FOURS (TQ_ATTN_TILE / 4) // of rows
 #define UNITS 2                  // in a block
@@ -301,5 +301,5 @@ static void load_values_q8_0(struct tq_attn_rows rows, int blocks, void * tile, 
 
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
     TQ_ATTN_LOADERS(name, load_tq_keys, load_tq_values, bits, bytes, tq_codebook_##name[0])
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE

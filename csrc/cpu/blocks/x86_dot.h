@@ -3,8 +3,8 @@
 // two running sums hide the latency of the additions. Needs AVX2, FMA and F16C.
 #pragma once
 
-#include "tq_kernels.h"
-#include "x86.h"
+#include "../tq_kernels.h"
+#include "../x86.h"
 
 // The first 16 bits of four blocks, twice. The integer units put them together, having nothing else to do: inserting
 // them into a register one by one cost 7 % of tq4_0's speed under AVX2 and 14 % under AVX-512 (Zen 5).
@@ -67,5 +67,5 @@ static inline __m256 dot_block(__m256i levels, const tq_block_q8_0 * y, __m256 s
         }                                                                                           \
         return sum8(_mm256_add_ps(sum0, sum1));                                                     \
     }
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE

@@ -1,4 +1,4 @@
-// 64 rows to the words of attn.h. TQ blocks are unpacked eight rows at a time, keys after their packed words were
+// 64 rows to the words of attention.h. TQ blocks are unpacked eight rows at a time, keys after their packed words were
 // transposed; q8_0 and f16 row by row.
 //
 // Nanoseconds for a query head and a cache row, 32 / 8 heads of 128, tq4_0, to load keys and values; one core of an
@@ -12,9 +12,9 @@
 //   1.37 + 1.54   signed factors of levels + 128, less 128 * factor, instead of vpsignb
 #pragma once
 
-#include "attn_tier.h"
-#include "half.h"
-#include "x86.h"
+#include "../half.h"
+#include "../x86.h"
+#include "tier.h"
 
 #define TWOS (TQ_BLOCK / 2)
 
@@ -296,7 +296,7 @@ INLINE void load_tq_values(int bits, int bytes, const signed char * codebooks, s
 
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
     TQ_ATTN_LOADERS(name, load_tq_keys, load_tq_values, bits, bytes, tq_codebook_##name[0])
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 TQ_ATTN_LOADERS(f16, load_keys, load_values, unpack_f16, TQ_BLOCK * 2)
 TQ_ATTN_LOADERS(q8_0, load_keys, load_values, unpack_q8_0, sizeof(tq_block_q8_0))

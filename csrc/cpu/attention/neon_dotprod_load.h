@@ -1,12 +1,12 @@
-// 64 rows of TQ or q8_0 blocks to the bytes of attn_neon_dotprod.c.
+// 64 rows of TQ or q8_0 blocks to the bytes of neon_dotprod.c.
 //
 // The packed bytes of four rows are zipped first, words for keys and bytes for values; then indices and levels fall out
 // in the order of the tile, by shifts that are the same for all of a vector.
 #pragma once
 
-#include "attn_neon.h"
+#include "neon.h"
 
-#include "../tq_tables.h"
+#include "../../tq_tables.h"
 
 #define UNITS 2                            // in a block
 #define QUADS (TQ_BLOCK / 4)               // of values in a block: vectors of four rows
@@ -255,7 +255,7 @@ INLINE void load_q8_0(bool values, struct tq_attn_rows rows, int blocks, void * 
 
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
     TQ_ATTN_LOADERS(name, load_tq_keys, load_tq_values, bits, bytes, tq_codebook_##name[0])
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 
 static void load_keys_q8_0(struct tq_attn_rows rows, int blocks, void * tile, float * unit) {

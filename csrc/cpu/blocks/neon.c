@@ -9,7 +9,7 @@
 #include <arm_neon.h>
 #include <math.h>
 
-#include "neon.h"
+#include "../neon.h"
 #include "spec.h"
 
 // --- quantise ---
@@ -215,7 +215,7 @@ static inline void store16(float * y, int8x16_t levels, float scale) {
             store16(y + i + TQ_SUB_BLOCK, tq_levels_##name(block, 1), scale[1]); \
         }                                                                        \
     }
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 
 // --- dot product with q8_0 ---

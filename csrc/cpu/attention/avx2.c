@@ -1,7 +1,7 @@
-// attn.h for AVX2 with FMA and F16C: vpmaddwd and vpaddd stand for vpdpwssd.
+// attention.h for AVX2 with FMA and F16C: vpmaddwd and vpaddd stand for vpdpwssd.
 #include <math.h>
 
-#include "attn_avx2_load.h"
+#include "avx2_load.h"
 
 #define VECTORS (TQ_ATTN_TILE / 8) // of one 32-bit lane per row
 
@@ -78,7 +78,7 @@ static void accumulate(const void * weight, int rows, int blocks, const void * v
     TQ_ATTN_BY_ROWS(rows, accumulate_rows, weight, blocks, values, unit, keep, add, acc);
 }
 
-// attn_tier.h's, eight at a time
+// tier.h's, eight at a time
 INLINE __m256 exponential(__m256 x) {
     x = _mm256_max_ps(x, _mm256_set1_ps(TQ_EXP_LEAST));
     const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(TQ_EXP_LOG2E)), 8);
@@ -157,4 +157,4 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
 }
 
 #define TIER avx2
-#include "attn_tier.inc"
+#include "tier.inc"

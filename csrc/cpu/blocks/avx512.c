@@ -11,8 +11,8 @@
 // Dot: x86_dot.h, with the VNNI instruction for products and sums by fours.
 #include <math.h>
 
+#include "../x86.h"
 #include "spec.h"
-#include "x86.h"
 
 // --- quantise ---
 
@@ -267,7 +267,7 @@ static inline __m128i book_tq2_1(int c) {
             }                                                                                              \
         }                                                                                                  \
     }
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 
 // --- dot product with q8_0 ---

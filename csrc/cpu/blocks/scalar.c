@@ -2,8 +2,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "half.h"
-#include "scale.h"
+#include "../half.h"
+#include "../scale.h"
 #include "spec.h"
 
 static unsigned load_index(int bits, const uint8_t * body, int v) {
@@ -183,7 +183,7 @@ static float vec_dot(enum tq_type type, const uint8_t * x, size_t bytes, const t
     static float vec_dot_##name(const void * x, const void * y, int64_t n) { \
         return vec_dot(TQ_TYPE_##NAME, x, bytes, y, n);                      \
     }
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 
 #define TIER scalar

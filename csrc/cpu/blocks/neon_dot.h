@@ -2,8 +2,8 @@
 // fours.
 #pragma once
 
-#include "neon.h"
-#include "tq_kernels.h"
+#include "../neon.h"
+#include "../tq_kernels.h"
 
 static inline float half_at(const void * p) {
     __fp16 h;
@@ -29,5 +29,5 @@ static inline float32x4_t dot_half(int8x16_t levels, const int8_t * q, float sca
         }                                                                                      \
         return vaddvq_f32(vaddq_f32(sum0, sum1));                                              \
     }
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE

@@ -1,9 +1,9 @@
 // What the encoders know of a type. Constants wherever they are used with a constant type, so that they leave no trace.
 #pragma once
 
-#include "../tq_tables.h"
+#include "../../tq_tables.h"
+#include "../tq_kernels.h"
 #include "tq_bins.h"
-#include "tq_kernels.h"
 
 struct tq_spec {
     int bits;                         // of an index
@@ -20,7 +20,7 @@ static const struct tq_spec tq_specs[TQ_TYPE_COUNT] = {
      count,                                                \
      {tq_codebook_##name[0], tq_codebook_##name[1]},       \
      {tq_bins_##name[0][0], tq_bins_##name[1][0]}},
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 };
 

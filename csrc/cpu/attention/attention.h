@@ -37,12 +37,12 @@
 //   values   [block][row / 2][column][2]
 //   weights  [block][row]
 //
-// Bytes lie as a tier likes best: see attn_avx512.c and attn_neon_dotprod.c. What they share is the query: its numbers
+// Bytes lie as a tier likes best: see avx512.c and neon_dotprod.c. What they share is the query: its numbers
 // in order, then for each sub-block an int32, -128 * (sum of its numbers), for keys that are stored 128 more.
 #pragma once
 
-#include "../tq.h"
-#include "../tq_blocks.h"
+#include "../../tq.h"
+#include "../../tq_blocks.h"
 
 #define TQ_ATTN_TILE 64         // cache rows of a tile
 #define TQ_ATTN_ROWS 4          // query rows of one call to the tier

@@ -1,8 +1,8 @@
 // The activations of a dot product, as ggml's quantize_row_q8_0_ref defines them.
 #include <float.h>
 
-#include "half.h"
-#include "tq_kernels.h"
+#include "../half.h"
+#include "../tq_kernels.h"
 
 void tq_quantize_row_q8_0(const float * x, void * y, int64_t n) {
     tq_block_q8_0 * block = y;

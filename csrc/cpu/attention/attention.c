@@ -1,4 +1,4 @@
-// The driver of attn.h: who computes what, the running softmax, and the merge. No instruction set, no ggml.
+// The driver of attention.h: who computes what, the running softmax, and the merge. No instruction set, no ggml.
 //
 // A task is some KV heads of one stream, a block of tokens, and a chunk of the cache. Tasks depend on the shapes only
 // and chunks merge in order, so the result does not depend on the number of threads.
@@ -6,7 +6,7 @@
 // In decode, tasks take as many heads as they can: their rows lie side by side, and memory is read in order. Two
 // threads, 32 / 8 heads of 128, 4096 rows of tq4_0 out of memory, ms for four layers: 1.18 with all eight heads in a
 // task, 1.20 with two (which leaves 32 tasks), 1.35 with one.
-#include "attn_tier.h"
+#include "tier.h"
 
 #include <math.h>
 #include <string.h>
@@ -21,7 +21,7 @@ static const struct {
 } tiers[TQ_ISA_COUNT] = {
 #define TQ_ISA(NAME, name, architecture, BASE) \
     {.base = TQ_ISA_##BASE, TQ_IF_##architecture(.kernels = &tq_attn_##name)},
-#include "isa.def"
+#include "../isa.def"
 #undef TQ_ISA
 };
 

@@ -1,8 +1,8 @@
-// attn.h in C: the definition. No instruction set assumed.
+// attention.h in C: the definition. No instruction set assumed.
 #include <math.h>
 
-#include "attn_tier.h"
-#include "half.h"
+#include "../half.h"
+#include "tier.h"
 
 // --- unpacking: 32 values to int16, in order; returns the unit ---
 
@@ -11,7 +11,7 @@ static float unpack_tq(enum tq_type type, const char * block, int16_t out[TQ_BLO
     tq_kernels_scalar.dequantize[type](block, value, TQ_BLOCK);
     const float unit = tq_attn_scale((const unsigned char *) block).unit;
     for (int v = 0; v < TQ_BLOCK; v++) {
-        out[v] = unit == 0.0f ? 0 : (int16_t) (value[v] / unit); // exact, see attn.h
+        out[v] = unit == 0.0f ? 0 : (int16_t) (value[v] / unit); // exact, see attention.h
     }
     return unit;
 }
@@ -20,7 +20,7 @@ static float unpack_tq(enum tq_type type, const char * block, int16_t out[TQ_BLO
     static float unpack_##name(const char * block, int16_t out[TQ_BLOCK]) { \
         return unpack_tq(TQ_TYPE_##NAME, block, out);                       \
     }
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 
 static float unpack_q8_0(const char * block, int16_t out[TQ_BLOCK]) {
@@ -154,10 +154,10 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
 
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
     TQ_ATTN_LOADERS(name, load_keys, load_values, unpack_##name, bytes)
-#include "../types.def"
+#include "../../types.def"
 #undef TQ_TYPE
 TQ_ATTN_LOADERS(f16, load_keys, load_values, unpack_f16, TQ_BLOCK * 2)
 TQ_ATTN_LOADERS(q8_0, load_keys, load_values, unpack_q8_0, sizeof(tq_block_q8_0))
 
 #define TIER scalar
-#include "attn_tier.inc"
+#include "tier.inc"

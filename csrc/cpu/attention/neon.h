@@ -1,10 +1,10 @@
-// What the AArch64 tiers of attn.h share: the products of words, the softmax and the masks. Needs NEON.
+// What the AArch64 tiers of attention.h share: the products of words, the softmax and the masks. Needs NEON.
 #pragma once
 
 #include <arm_neon.h>
 #include <math.h>
 
-#include "attn_tier.h"
+#include "tier.h"
 
 #define VECTORS (TQ_ATTN_TILE / 4) // of one 32-bit lane per row
 #define TWOS (TQ_BLOCK / 2)
@@ -93,7 +93,7 @@ static float weights(const float * p, float sum, const float * ratio, int blocks
 
 // --- softmax ---
 
-// attn_tier.h's, four at a time
+// tier.h's, four at a time
 INLINE float32x4_t exponential(float32x4_t x) {
     x = vmaxq_f32(x, vdupq_n_f32(TQ_EXP_LEAST));
     const float32x4_t n = vrndnq_f32(vmulq_n_f32(x, TQ_EXP_LOG2E));

@@ -1,4 +1,4 @@
-// attn.h for NEON with the dot products of ARMv8.2: bytes for TQ and q8_0, attn_neon.h's words for f16.
+// attention.h for NEON with the dot products of ARMv8.2: bytes for TQ and q8_0, neon.h's words for f16.
 //
 // A vector of a tile is four groups of 32 bits, and four vectors hold four rows of a sub-block. Both factors of a dot
 // product are signed, or both unsigned:
@@ -20,8 +20,8 @@
 //   ratios, weights    16        17         13        10
 //   values             46        23         2.9       1.4
 //   sums of values     86        16         86        16
-//   all, and attn.c    302       110        199       61
-#include "attn_neon_dotprod_load.h"
+//   all, and attention.c    302       110        199       61
+#include "neon_dotprod_load.h"
 
 // An integer n added to the bits of such a float gives the float that is n more.
 #define SIGNED_ZERO 0x1.8p23f // -2^22 <= n < 2^22
@@ -160,4 +160,4 @@ static float weigh_bytes(const float * p, float sum, const float * ratio, int bl
 
 #define TIER neon_dotprod
 #define HAS_BYTES
-#include "attn_tier.inc"
+#include "tier.inc"
