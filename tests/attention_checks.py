@@ -40,6 +40,9 @@ def format_of(tier: str, type: str) -> Format:
 class Case:
     """Shapes and options.
 
+    `centre`: how the rows' chunks follow each other, where the keys are centred: in order (from the middle of
+    one on, as after a shift), anyhow, or one. Rows without a centre stand between. `rope_dims`, `neox`: what
+    RoPE turns, 0 for all of a head.
     `mask`: none, causal, heads (one for each head), closed (token 0 sees nothing), first (row 0 draws nearly
     all attention, and its values are tiny).
     """
@@ -58,6 +61,9 @@ class Case:
     softcap: float = 0.0
     sinks: bool = False
     outliers: bool = False
+    centre: str = ""
+    rope_dims: int = 0
+    neox: bool = False
 
     def __str__(self) -> str:
         changed = (
@@ -92,7 +98,51 @@ CASES = [
     Case(sinks=True, rows=1300, tokens=2),
     Case(outliers=True, tokens=6, rows=300),
     Case(outliers=True, k="tq2_1", v="tq3_0", tokens=70, rows=100),
+    *(
+        Case(k=k, centre="order", rows=rows, tokens=2)
+        for k in (*reference.TYPES, *OTHERS)
+        for rows in (63, 1300)
+    ),
+    *(Case(centre=centre, tokens=70, rows=300, heads=6, kv_heads=2) for centre in ("order", "anyhow", "one")),
+    *(
+        Case(centre="anyhow", neox=neox, rope_dims=dims, tokens=3)
+        for neox in (False, True)
+        for dims in (0, 32, 96)
+    ),
+    *(
+        Case(centre="order", k_dim=dim, heads=2 * group, kv_heads=2)
+        for dim, group in ((64, 3), (96, 5), (256, 1))
+    ),
+    Case(centre="order", streams=3, tokens=4, rows=600, kv_heads=2, sinks=True),
+    Case(centre="anyhow", softcap=3.0, max_bias=4.0, tokens=5, heads=6, kv_heads=3),
+    Case(centre="order", mask="closed", tokens=9, rows=700),
 ]
+
+
+@dataclasses.dataclass
+class Centre:
+    """What the scores of centred keys get back: see cpu/attention/attention.h."""
+
+    plain: np.ndarray  # as Problem.q
+    mean: np.ndarray  # [kv head, value]
+    turns: np.ndarray  # [chunk, value]
+    chunk: np.ndarray  # int32 [stream, row]
+
+    def query(self, case: Case, s: int, t: int, h: int) -> np.ndarray:
+        """float64: its product with the turn of a row's chunk is what the row's score lacks."""
+        q = self.plain[s, t, h].astype(np.float64)
+        m = self.mean[h // (case.heads // case.kv_heads)].astype(np.float64)
+        g = q * m
+        x, y = pairs(case)
+        g[x] = q[x] * m[x] + q[y] * m[y]
+        g[y] = q[y] * m[x] - q[x] * m[y]
+        return g
+
+
+def pairs(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """The values that RoPE turns together."""
+    half = np.arange((case.rope_dims or case.k_dim) // 2)
+    return (half, half + len(half)) if case.neox else (2 * half, 2 * half + 1)
 
 
 @dataclasses.dataclass
@@ -106,6 +156,7 @@ class Problem:
     mask: np.ndarray | None  # float16 [stream, head, token, row]
     sinks: np.ndarray | None
     scale: float
+    centre: Centre | None = None
 
 
 def encode(type: str, x: np.ndarray) -> np.ndarray:
@@ -168,7 +219,24 @@ def make(case: Case) -> Problem:
         mask[rng.random(mask.shape) < 0.2] = -np.inf
         if case.mask == "closed":
             mask[:, :, 0] = -np.inf
+    centre = None
+    if case.centre:
+        # As large against the keys as the means of real models are.
+        plain, mean = rng.standard_normal(q.shape), rng.standard_normal((case.kv_heads, case.k_dim))
+        row = np.arange(case.rows)
+        chunks = (case.rows + 100) // 64 + 2
+        chunk = {"order": 1 + (row + 37) // 64, "one": np.ones(case.rows)}.get(case.centre)
+        if chunk is None:
+            chunk = rng.integers(0, chunks, (case.streams, case.rows))
+        chunk = np.broadcast_to(chunk, (case.streams, case.rows)).astype(np.int32)
+        chunk[:, rng.random(case.rows) < 0.02] = 0
+        angle = rng.uniform(0, 2 * np.pi, (chunks, len(pairs(case)[0])))
+        turns = np.ones((chunks, case.k_dim))
+        turns[:, pairs(case)[0]], turns[:, pairs(case)[1]] = np.cos(angle), np.sin(angle)
+        turns[0] = 0
+        centre = Centre(*(x.astype(np.float32) for x in (plain, mean, turns)), chunk)
     return Problem(
+        centre=centre,
         case=case,
         q=q.astype(np.float32),
         k=encode(case.k, k),
@@ -245,6 +313,14 @@ def solve(problem: Problem, query_error: np.ndarray, tier: str | None) -> tuple[
         score = keys @ q * problem.scale
         error = np.abs(keys) @ query_error[s, t, h] + k_error[s, :, kv] @ np.abs(q)
         error += (np.abs(keys) @ np.abs(q)) * (case.k_dim / 32 + 8) * float_error
+        if problem.centre is not None:
+            turns = problem.centre.turns[problem.centre.chunk[s]].astype(np.float64)
+            g = problem.centre.query(case, s, t, h)
+            score = score + turns @ g * problem.scale
+            # Both products of a pair round, and neither cancels the other's error.
+            size = np.abs(problem.centre.plain[s, t, h]).max() * np.abs(problem.centre.mean[kv]).max()
+            error += (np.abs(turns) @ np.abs(g)) * (case.k_dim / 8 + 8) * float_error
+            error += np.abs(turns).sum(-1) * size * float_error
         error *= problem.scale
         if case.softcap:
             score = case.softcap * np.tanh(score / case.softcap)
@@ -296,10 +372,10 @@ def assert_within(result: np.ndarray, answer: np.ndarray, bound: np.ndarray) -> 
 
 def run(command: list[str], problem: Problem, isa: str, threads: int, by_row: bool = True) -> np.ndarray:
     """The answer of the compiled attention_driver.c."""
-    case = problem.case
+    case, centre = problem.case, problem.centre
     masks = (0, 0) if problem.mask is None else problem.mask.shape[:2]
     header = struct.pack(
-        "16q3f4x",
+        "19q3f4x",
         *(
             case.streams,
             case.tokens,
@@ -311,10 +387,14 @@ def run(command: list[str], problem: Problem, isa: str, threads: int, by_row: bo
             case.v_dim,
         ),
         *(GGML_IDS[case.k], GGML_IDS[case.v], problem.k.shape[-1], problem.v.shape[-1], by_row),
-        *(*masks, case.sinks, problem.scale, case.max_bias, case.softcap),
+        *(*masks, case.sinks),
+        *((len(centre.turns), case.rope_dims or case.k_dim, case.neox) if centre else (0, 0, 0)),
+        *(problem.scale, case.max_bias, case.softcap),
     )
     k, v = (x if by_row else np.ascontiguousarray(x.swapaxes(1, 2)) for x in (problem.k, problem.v))
     arrays = (problem.q, k, v, problem.mask, problem.sinks)
+    if centre:
+        arrays += (centre.plain, centre.mean, centre.turns, centre.chunk)
     data = header + b"".join(array.tobytes() for array in arrays if array is not None)
     result = subprocess.run([*command, isa, str(threads)], input=data, capture_output=True)
     assert result.returncode == 0, f"{isa}: {result.returncode}, {result.stderr.decode()}"

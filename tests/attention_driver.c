@@ -1,7 +1,8 @@
 // usage: attention_driver TIER THREADS < problem > output
 //
 // Runs the attention of cpu/attention/attention.h on a problem: struct header, then the queries [stream][token][head][k_dim], K and V
-// as header.by_row says, the mask [stream][head][token][kv_rows] and the sinks [head]. K and V lie between pages that
+// as header.by_row says, the mask [stream][head][token][kv_rows] and the sinks [head]; of centred keys the plain queries,
+// the means [kv_head][k_dim], the turns [chunk][k_dim] and the chunks of the rows [kv_stream][kv_rows]. K and V lie between pages that
 // cannot be touched, once at the end of the first and once in front of the second; both results must be the same, and
 // go to standard output. THREADS are played by one, so that which of them does what is known.
 #include <stdint.h>
@@ -20,6 +21,7 @@ struct header {
     int64_t by_row;                   // 0: [stream][head][row], 1: [stream][row][head]
     int64_t mask_streams, mask_heads; // 0: no mask
     int64_t sinks;                    // 0 or 1
+    int64_t chunks, rope_dims, neox;  // 0 chunks: the keys are not centred
     float scale, max_bias, softcap;
 };
 
@@ -85,6 +87,12 @@ int main(int argc, char ** argv) {
     const size_t mask_stride = (size_t) h.kv_rows * sizeof(uint16_t);
     const char * mask = read_bytes((size_t) (h.mask_streams * h.mask_heads * h.tokens) * mask_stride);
     const char * sinks = read_bytes((size_t) (h.sinks * h.heads) * sizeof(float));
+    const size_t centred = h.chunks ? 1 : 0;
+    const size_t queries = (size_t) (h.streams * h.tokens * h.heads * h.k_dim) * sizeof(float);
+    const char * plain = read_bytes(centred * queries);
+    const char * mean = read_bytes(centred * (size_t) (h.kv_heads * h.k_dim) * sizeof(float));
+    const char * turns = read_bytes((size_t) (h.chunks * h.k_dim) * sizeof(float));
+    const char * chunk = read_bytes(centred * (size_t) (h.kv_streams * h.kv_rows) * sizeof(int32_t));
     const size_t result = (size_t) (h.streams * h.tokens * h.heads * h.v_dim);
     float * out[2];
     for (int at_end = 0; at_end < 2; at_end++) {
@@ -105,6 +113,18 @@ int main(int argc, char ** argv) {
             .q_stream_stride = (size_t) (h.tokens * h.heads * h.k_dim) * sizeof(float),
             .k = describe(&h, between_pages(k, cells * (size_t) h.k_bytes, at_end), h.k_type, h.k_dim, h.k_bytes),
             .v = describe(&h, between_pages(v, cells * (size_t) h.v_bytes, at_end), h.v_type, h.v_dim, h.v_bytes),
+            .centre =
+                {
+                    .plain = h.chunks ? plain : NULL,
+                    .plain_token_stride = (size_t) (h.heads * h.k_dim) * sizeof(float),
+                    .plain_head_stride = (size_t) h.k_dim * sizeof(float),
+                    .plain_stream_stride = (size_t) (h.tokens * h.heads * h.k_dim) * sizeof(float),
+                    .mean = (const float *) mean,
+                    .turns = (const float *) turns,
+                    .chunk = (const int32_t *) chunk,
+                    .rope_dims = (int) h.rope_dims,
+                    .neox = h.neox != 0,
+                },
             .mask = h.mask_streams ? mask : NULL,
             .mask_heads = h.mask_heads,
             .mask_streams = h.mask_streams,

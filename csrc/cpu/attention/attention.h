@@ -70,6 +70,19 @@ struct tq_attn_cache {
     size_t row_stride, head_stride, stream_stride;
 };
 
+// Centred keys (../../CENTRING.md): what a row's key lacks, its score gets back from the query before the rotation,
+//
+//   offset = sum over i of g_i turns[chunk][i],   g = tq_attn_centre_query(plain, mean)
+struct tq_attn_centre {
+    const char * plain; // float [k.dim]; NULL where the keys are not centred
+    size_t plain_token_stride, plain_head_stride, plain_stream_stride;
+    const float * mean;    // [kv_heads][k.dim]
+    const float * turns;   // [chunks][k.dim]; row 0 is zeros
+    const int32_t * chunk; // [kv_streams][kv_rows], a row of turns
+    int rope_dims;         // RoPE turns that many values, in pairs:
+    bool neox;             // (i, i + rope_dims / 2), or else (2i, 2i + 1)
+};
+
 struct tq_attn {
     int64_t streams, tokens, heads, kv_streams, kv_heads, kv_rows;
     float scale;    // of the scores
@@ -79,6 +92,7 @@ struct tq_attn {
     const char * q; // float [k.dim]
     size_t q_token_stride, q_head_stride, q_stream_stride;
     struct tq_attn_cache k, v;
+    struct tq_attn_centre centre;
 
     const char * mask;                // IEEE halves [kv_rows], or NULL
     int64_t mask_heads, mask_streams; // heads and streams take them in turn
@@ -91,6 +105,12 @@ struct tq_attn {
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+// --- centred keys: dim values, a multiple of 32 ---
+
+TQ_API void tq_attn_centre_query(const struct tq_attn_centre * c, const float * plain, const float * mean, int dim,
+                                 float * g);
+TQ_API float tq_attn_centre_offset(const float * g, const float * turn, int dim);
 
 // --- the driver: every thread takes tasks until none is left, then, after all of them, its part of the merge ---
 

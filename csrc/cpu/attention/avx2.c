@@ -100,10 +100,12 @@ INLINE float sum8(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-static float softmax(float * score, const float * mask, const struct tq_attn_softmax * s, float * sum) {
+static float softmax(float * score, const float * offset, const float * mask, const struct tq_attn_softmax * s,
+                     float * sum) {
     __m256 top = _mm256_set1_ps(-INFINITY);
     for (int g = 0; g < VECTORS; g++) {
-        __m256 x = _mm256_mul_ps(_mm256_loadu_ps(score + 8 * g), _mm256_set1_ps(s->scale));
+        __m256 x = _mm256_loadu_ps(score + 8 * g);
+        x = _mm256_fmadd_ps(x, _mm256_set1_ps(s->scale), _mm256_loadu_ps(offset + 8 * g));
         if (s->softcap != 0.0f) { // tanh x = 1 - 2 / (e^2x + 1)
             const __m256 one = _mm256_set1_ps(1.0f);
             const __m256 e = exponential(_mm256_min_ps(_mm256_add_ps(x, x), _mm256_set1_ps(TQ_EXP_MOST)));
@@ -156,5 +158,34 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
     return open != 0;
 }
 
+// Two turns at a time: eight sums, which is what registers hold beside their factors.
+INLINE void dot_rows(int rows, const float * g, int dim, const float * const * turn, float * const * out) {
+    for (int j = 0; j < TQ_ATTN_TURNS; j += 2) {
+        __m256 sum[2][TQ_ATTN_ROWS];
+        for (int r = 0; r < TQ_ATTN_ROWS; r++) {
+            sum[0][r] = sum[1][r] = _mm256_setzero_ps();
+        }
+        for (int i = 0; i < dim; i += 8) {
+            const __m256 a = _mm256_loadu_ps(turn[j] + i), b = _mm256_loadu_ps(turn[j + 1] + i);
+            for (int r = 0; r < rows; r++) {
+                const __m256 x = _mm256_loadu_ps(g + r * dim + i);
+                sum[0][r] = _mm256_fmadd_ps(x, a, sum[0][r]);
+                sum[1][r] = _mm256_fmadd_ps(x, b, sum[1][r]);
+            }
+        }
+        for (int two = 0; two < 2; two++) {
+            const __m256 * s = sum[two];
+            const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
+            _mm_storeu_ps(out[j + two], _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+        }
+    }
+}
+
+static void offsets(const float * g, int rows, int dim, const float * const * turn, float * const * out) {
+    TQ_ATTN_BY_ROWS(rows, dot_rows, g, dim, turn, out);
+}
+
 #define TIER avx2
+#define OFFSETS offsets
+#define FILL tq_attn_fill
 #include "tier.inc"

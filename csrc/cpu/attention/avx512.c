@@ -186,11 +186,13 @@ INLINE __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(y, n);
 }
 
-static float softmax(float * score, const float * mask, const struct tq_attn_softmax * s, float * sum) {
+static float softmax(float * score, const float * offset, const float * mask, const struct tq_attn_softmax * s,
+                     float * sum) {
     __m512 x[VECTORS];
     __m512 top = _mm512_set1_ps(-INFINITY);
     for (int g = 0; g < VECTORS; g++) {
-        x[g] = _mm512_mul_ps(_mm512_loadu_ps(score + 16 * g), _mm512_set1_ps(s->scale));
+        x[g] = _mm512_loadu_ps(score + 16 * g);
+        x[g] = _mm512_fmadd_ps(x[g], _mm512_set1_ps(s->scale), _mm512_loadu_ps(offset + 16 * g));
         if (s->softcap != 0.0f) { // tanh x = 1 - 2 / (e^2x + 1)
             const __m512 one = _mm512_set1_ps(1.0f);
             const __m512 e = exponential(_mm512_min_ps(_mm512_add_ps(x[g], x[g]), _mm512_set1_ps(TQ_EXP_MOST)));
@@ -224,6 +226,49 @@ static bool load_mask(const uint16_t * mask, int n, float * out) {
     return open != 0;
 }
 
+// --- centred keys ---
+
+// 16 sums at once, and their halves added to each other as in a transposition.
+INLINE void dot_rows(int rows, const float * g, int dim, const float * const * turn, float * const * out) {
+    __m512 sum[TQ_ATTN_TURNS][TQ_ATTN_ROWS];
+    for (int j = 0; j < TQ_ATTN_TURNS; j++) {
+        for (int r = 0; r < TQ_ATTN_ROWS; r++) {
+            sum[j][r] = _mm512_setzero_ps();
+        }
+    }
+    for (int i = 0; i < dim; i += 16) {
+        for (int r = 0; r < rows; r++) {
+            const __m512 x = _mm512_loadu_ps(g + r * dim + i);
+            for (int j = 0; j < TQ_ATTN_TURNS; j++) {
+                sum[j][r] = _mm512_fmadd_ps(x, _mm512_loadu_ps(turn[j] + i), sum[j][r]);
+            }
+        }
+    }
+    for (int j = 0; j < TQ_ATTN_TURNS; j++) {
+        __m256 half[TQ_ATTN_ROWS];
+        for (int r = 0; r < TQ_ATTN_ROWS; r++) {
+            half[r] = _mm256_add_ps(_mm512_castps512_ps256(sum[j][r]), _mm512_extractf32x8_ps(sum[j][r], 1));
+        }
+        const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+        _mm_storeu_ps(out[j], _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    }
+}
+
+static void offsets(const float * g, int rows, int dim, const float * const * turn, float * const * out) {
+    TQ_ATTN_BY_ROWS(rows, dot_rows, g, dim, turn, out);
+}
+
+// Whole stores: what a masked one wrote, the load in softmax would have to wait for.
+static void fill(float * out, int first, int end, float x) {
+    const uint64_t rows = (end < 64 ? (UINT64_C(1) << end) : 0) - (UINT64_C(1) << first);
+    for (int i = 0; i < VECTORS; i++) {
+        const __m512 old = _mm512_loadu_ps(out + 16 * i);
+        _mm512_storeu_ps(out + 16 * i, _mm512_mask_mov_ps(old, (__mmask16) (rows >> 16 * i), _mm512_set1_ps(x)));
+    }
+}
+
 #define TIER avx512
 #define HAS_BYTES
+#define OFFSETS offsets
+#define FILL fill
 #include "tier.inc"

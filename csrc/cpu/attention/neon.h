@@ -109,10 +109,11 @@ INLINE float32x4_t exponential(float32x4_t x) {
     return vmulq_f32(y, vreinterpretq_f32_s32(power));
 }
 
-static float softmax(float * score, const float * mask, const struct tq_attn_softmax * s, float * sum) {
+static float softmax(float * score, const float * offset, const float * mask, const struct tq_attn_softmax * s,
+                     float * sum) {
     float32x4_t top = vdupq_n_f32(-INFINITY);
     for (int g = 0; g < VECTORS; g++) {
-        float32x4_t x = vmulq_n_f32(vld1q_f32(score + 4 * g), s->scale);
+        float32x4_t x = vfmaq_n_f32(vld1q_f32(offset + 4 * g), vld1q_f32(score + 4 * g), s->scale);
         if (s->softcap != 0.0f) { // tanh x = 1 - 2 / (e^2x + 1)
             const float32x4_t one = vdupq_n_f32(1.0f);
             const float32x4_t e = exponential(vminq_f32(vaddq_f32(x, x), vdupq_n_f32(TQ_EXP_MOST)));

@@ -116,10 +116,11 @@ static void accumulate(const void * weight, int rows, int blocks, const void * v
     }
 }
 
-static float softmax(float * score, const float * mask, const struct tq_attn_softmax * s, float * sum) {
+static float softmax(float * score, const float * offset, const float * mask, const struct tq_attn_softmax * s,
+                     float * sum) {
     float top = -INFINITY;
     for (int t = 0; t < TQ_ATTN_TILE; t++) {
-        float x = score[t] * s->scale;
+        float x = score[t] * s->scale + offset[t];
         x = s->softcap != 0.0f ? s->softcap * tanhf(x) : x;
         score[t] = x + s->slope * mask[t];
         top = fmaxf(top, score[t]);

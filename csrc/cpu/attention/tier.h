@@ -21,6 +21,8 @@ enum tq_attn_format {
     TQ_ATTN_FORMATS,
 };
 
+#define TQ_ATTN_TURNS 4 // of one call to the tier
+
 #define TQ_ATTN_QUERY_BYTES(blocks) (2 * TQ_BLOCK * (blocks))      // of a query row
 #define TQ_ATTN_WEIGHT_BYTES(blocks) (2 * TQ_ATTN_TILE * (blocks)) // of a query row's weights
 
@@ -71,8 +73,17 @@ struct tq_attn_kernels {
     // the others.
     void (*ratios)(const float * live, int units, float * unit, float * top);
 
-    // Scores of one row to e^(x - largest x); returns the largest x, and the sum. At least one mask is finite.
-    float (*softmax)(float * score, const float * mask, const struct tq_attn_softmax * s, float * sum);
+    // out[turn][row] = g[row] . turn, for four turns and g[rows][dim], 1 <= rows <= 4; four values are written to each
+    // out.
+    void (*offsets)(const float * g, int rows, int dim, const float * const * turn, float * const * out);
+
+    // out[t] = x for first <= t < end
+    void (*fill)(float * out, int first, int end, float x);
+
+    // Scores of one row to e^(x - largest x), where x begins as score * scale + offset; returns the largest x, and the
+    // sum. At least one mask is finite.
+    float (*softmax)(float * score, const float * offset, const float * mask, const struct tq_attn_softmax * s,
+                     float * sum);
 };
 
 #define TQ_ISA(NAME, name, architecture, BASE) TQ_IF_##architecture(extern const struct tq_attn_kernels tq_attn_##name;)
@@ -137,6 +148,36 @@ static inline void tq_attn_ratios(const float * live, int units, float * unit, f
             u[t] *= inverse;
             peak[t] = u[t] > peak[t] ? u[t] : peak[t];
         }
+    }
+}
+
+static inline float tq_attn_offset(const float * g, const float * turn, int dim) {
+    float sum[16] = {0.0f};
+    for (int i = 0; i < dim; i += 16) {
+        for (int j = 0; j < 16; j++) {
+            sum[j] += g[i + j] * turn[i + j];
+        }
+    }
+    for (int half = 8; half > 0; half /= 2) {
+        for (int j = 0; j < half; j++) {
+            sum[j] += sum[j + half];
+        }
+    }
+    return sum[0];
+}
+
+static inline void tq_attn_offsets(const float * g, int rows, int dim, const float * const * turn,
+                                   float * const * out) {
+    for (int i = 0; i < TQ_ATTN_TURNS; i++) {
+        for (int r = 0; r < TQ_ATTN_ROWS; r++) {
+            out[i][r] = r < rows ? tq_attn_offset(g + r * dim, turn[i], dim) : 0.0f;
+        }
+    }
+}
+
+static inline void tq_attn_fill(float * out, int first, int end, float x) {
+    for (int t = first; t < end; t++) {
+        out[t] = x;
     }
 }
 
