@@ -14,6 +14,7 @@ CONTEXT = 4096
 WINDOW = 16
 OUTLIER = 16
 RANK = 64  # of the latent attention
+BIAS = 40.0  # of keys, in the channels that RoPE turns slowest, where queries are so much smaller
 
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TOKENS = ["<unk>", "<s>", "</s>", *_BYTES, "▁", *"abcdefghijklmnopqrstuvwxyz"]
@@ -56,18 +57,45 @@ class _Model:
             value = self.rng.normal(0.0, 1.0 / np.sqrt(shape[0]), shape[::-1])
         self.writer.add_tensor(name, (value * rows).astype(np.float32))
 
-    def attention(self, layer: int, head: int, large: np.ndarray | None = None) -> None:
-        """`large`, (head,), multiplies the channels of K and V; the result is the same."""
+    def attention(
+        self, layer: int, head: int, large: np.ndarray | None = None, query: np.ndarray | float = 1.0
+    ) -> None:
+        """`large`, (head,), multiplies channels of K and V; the result is the same. `query` those of Q."""
         large = np.ones(head) if large is None else large
-        for name, heads, factor in (("q", HEADS, 1 / large), ("k", KV_HEADS, large), ("v", KV_HEADS, large)):
+        factors = ("q", HEADS, query / large), ("k", KV_HEADS, large), ("v", KV_HEADS, large)
+        for name, heads, factor in factors:
             rows = np.tile(factor, heads)[:, None]
             self.tensor(f"blk.{layer}.attn_{name}.weight", EMBEDDING, heads * head, rows=rows)
         columns = np.tile(1 / large, HEADS)
         self.tensor(f"blk.{layer}.attn_output.weight", HEADS * head, EMBEDDING, rows=columns)
         self.tensor(f"blk.{layer}.attn_norm.weight", EMBEDDING)
 
-    def feed_forward(self, layer: int) -> None:
-        self.tensor(f"blk.{layer}.ffn_norm.weight", EMBEDDING)
+    def means(
+        self, layers: int, head: int, first_is_plain: bool = True, plain_tokens: tuple[int, ...] = (0,)
+    ) -> None:
+        """Means for centring, as large as the keys. Whatever they are, the result must be the same."""
+        self.means_of(
+            [self.rng.normal(size=KV_HEADS * head) for _ in range(layers)], first_is_plain, plain_tokens
+        )
+
+    def means_of(self, means: list[np.ndarray], first_is_plain: bool, plain_tokens: tuple[int, ...]) -> None:
+        def array(key: str, values: list, kind: gguf.GGUFValueType) -> None:
+            self.writer.add_key_value(f"tq.centre.{key}", values, gguf.GGUFValueType.ARRAY, sub_type=kind)
+
+        integer, real = gguf.GGUFValueType.INT32, gguf.GGUFValueType.FLOAT32
+        self.writer.add_uint32("tq.centre.version", 1)
+        self.writer.add_bool("tq.centre.first_is_plain", first_is_plain)
+        if plain_tokens:
+            array("plain_tokens", list(plain_tokens), integer)
+        array("heads", [KV_HEADS] * len(means), integer)
+        array("turned", [1] * len(means), integer)
+        array("energy_before", [2.0] * len(means), real)
+        array("energy_after", [1.0] * len(means), real)
+        for layer, mean in enumerate(means):
+            array(f"mean.{layer}", [float(x) for x in mean], real)
+
+    def feed_forward(self, layer: int, norm: str = "ffn") -> None:
+        self.tensor(f"blk.{layer}.{norm}_norm.weight", EMBEDDING)
         self.tensor(f"blk.{layer}.ffn_gate.weight", EMBEDDING, FEED_FORWARD)
         self.tensor(f"blk.{layer}.ffn_up.weight", EMBEDDING, FEED_FORWARD)
         self.tensor(f"blk.{layer}.ffn_down.weight", FEED_FORWARD, EMBEDDING)
@@ -79,11 +107,13 @@ class _Model:
         self.writer.close()
 
 
-def plain(path: Path, head: int) -> None:
-    """llama: 2 layers of 4 heads that share 2 KV heads."""
-    model = _Model(path, "llama", 2, head)
+def plain(path: Path, head: int, centred: bool = False, layers: int = 2) -> None:
+    """llama: layers of 4 heads that share 2 KV heads. `centred` brings means, and token 0 as plain."""
+    model = _Model(path, "llama", layers, head)
     model.writer.add_rope_dimension_count(head)
-    for layer in range(2):
+    if centred:
+        model.means(layers, head)
+    for layer in range(layers):
         model.attention(layer, head)
         model.feed_forward(layer)
     model.finish()
@@ -100,9 +130,54 @@ def outliers(path: Path, head: int) -> None:
     model.finish()
 
 
-def sliding_window(path: Path, head: int) -> None:
+def _slowest(head: int, neox: bool) -> np.ndarray:
+    """The channels of the last quarter of RoPE's pairs: whether each is one, (head,)."""
+    pair = np.arange(head) % (head // 2) if neox else np.arange(head) // 2
+    return pair >= head // 2 * 3 // 4
+
+
+def key_bias(head: int, neox: bool, seed: int = 1) -> np.ndarray:
+    """As Qwen2's: large, and in slow channels. (head,)"""
+    return np.where(_slowest(head, neox), BIAS, 0.0) * np.random.default_rng(seed).normal(size=head)
+
+
+def biased(
+    path: Path,
+    head: int,
+    architecture: str = "seed_oss",
+    seed: int = 1,
+    scaling: str = "",
+    means: list[np.ndarray] | None = None,
+) -> None:
+    """Keys with a large bias, the same everywhere. RoPE turns pairs (i, i + head / 2) in seed_oss,
+    (2i, 2i + 1) in llama, and in three of four layers of smollm3. `scaling` yarn turns otherwise.
+    `means` come with the model.
+    """
+    neox = architecture == "seed_oss"
+    layers = 4 if architecture == "smollm3" else 2
+    model = _Model(path, architecture, layers, head)
+    model.writer.add_rope_dimension_count(head)
+    if means:
+        model.means_of(means, first_is_plain=False, plain_tokens=())
+    if scaling:
+        model.writer.add_rope_scaling_type(gguf.RopeScalingType(scaling))
+        model.writer.add_rope_scaling_factor(4.0)
+        model.writer.add_rope_scaling_orig_ctx_len(128)
+    query = np.where(_slowest(head, neox), 1 / BIAS, 1.0)
+    for layer in range(layers):
+        model.attention(layer, head, query=query)
+        model.feed_forward(layer, norm="post_attention" if neox else "ffn")
+        for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
+            values = np.tile(key_bias(head, neox, seed) * (name == "k"), heads)
+            model.writer.add_tensor(f"blk.{layer}.attn_{name}.bias", values.astype(np.float32))
+    model.finish()
+
+
+def sliding_window(path: Path, head: int, centred: bool = False) -> None:
     """gemma3: of 6 layers, the last sees everything and the others the last WINDOW tokens."""
     model = _Model(path, "gemma3", 6, head)
+    if centred:
+        model.means(6, head)
     model.writer.add_sliding_window(WINDOW)
     for layer in range(6):
         model.attention(layer, head)
@@ -117,9 +192,11 @@ def sliding_window(path: Path, head: int) -> None:
     model.finish()
 
 
-def partial_rope(path: Path, head: int) -> None:
+def partial_rope(path: Path, head: int, centred: bool = False) -> None:
     """glm4: RoPE turns the first half of each head."""
     model = _Model(path, "glm4", 2, head)
+    if centred:
+        model.means(2, head)
     model.writer.add_rope_dimension_count(head // 2)
     for layer in range(2):
         model.attention(layer, head)

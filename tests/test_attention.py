@@ -89,6 +89,7 @@ class Ggml:
             (base, "ggml_permute", pointer, pointer, pointer, *[ctypes.c_int] * 4),
             (base, "ggml_flash_attn_ext", pointer, *[pointer] * 5, single, single, single),
             (base, "ggml_flash_attn_ext_add_sinks", None, pointer, pointer),
+            (base, "ggml_tq_set_centre", None, *[pointer] * 5, ctypes.c_int, ctypes.c_bool),
             (base, "ggml_new_graph", pointer, pointer),
             (base, "ggml_build_forward_expand", None, pointer, pointer),
             (base, "ggml_backend_graph_compute", ctypes.c_int, pointer, pointer),
@@ -104,14 +105,17 @@ class Ggml:
     def attention(self, problem: Problem, threads: int, upstream: bool) -> np.ndarray:
         """The answer of the CPU backend, of upstream's own path on demand."""
         case = problem.case
+        centre = problem.centre
         arrays = (problem.q, problem.k, problem.v, problem.mask, problem.sinks)
+        arrays += (centre.plain, centre.mean, centre.turns, centre.chunk) if centre else ()
         room = sum(array.nbytes for array in arrays if array is not None)
         room += problem.q[..., 0].size * case.v_dim * 4 + (1 << 20)
         context = self.init(self.InitParams(room, None, False))
 
         def tensor(type: int, array: np.ndarray, *shape: int) -> int:
             t = self.new_tensor_4d(context, type, *shape)
-            ctypes.memmove(self.get_data(t), np.ascontiguousarray(array).ctypes.data, array.nbytes)
+            array = np.ascontiguousarray(array)
+            ctypes.memmove(self.get_data(t), array.ctypes.data, array.nbytes)
             return t
 
         def heads_last(type: int, array: np.ndarray, dim: int) -> int:
@@ -127,6 +131,12 @@ class Ggml:
         out = self.flash_attn_ext(context, q, k, v, mask, problem.scale, case.max_bias, case.softcap)
         if problem.sinks is not None:
             self.flash_attn_ext_add_sinks(out, tensor(0, problem.sinks, case.heads, 1, 1, 1))
+        if centre:
+            plain = heads_last(0, centre.plain, case.k_dim)
+            mean = tensor(0, centre.mean, case.k_dim, case.kv_heads, 1, 1)
+            turns = tensor(0, centre.turns, case.k_dim, len(centre.turns), 1, 1)
+            chunk = tensor(26, centre.chunk, case.rows, case.streams, 1, 1)  # 26: I32
+            self.tq_set_centre(out, plain, mean, turns, chunk, case.rope_dims or case.k_dim, case.neox)
         graph = self.new_graph(context)
         self.build_forward_expand(graph, out)
         backend = self.backend_cpu_init()

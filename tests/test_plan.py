@@ -6,6 +6,7 @@ import logging
 import re
 
 import pytest
+from llama_tq._native import CENTRING_CHUNK
 
 from llama_tq.tools.errors import InputError
 from llama_tq.tools.installed import cache_types
@@ -16,6 +17,7 @@ from tiny_models import CONTEXT, MODELS, WINDOW
 
 N_CTX = 3000
 PADDED = 3072
+HEAD = 64
 WINDOW_CELLS = 1024  # the window and one batch, rounded up to 256
 MIXED = [Pair("q8_0", "tq3_0"), Pair("tq4_0", "tq2_1"), Pair("f16", "q4_0")]
 
@@ -38,6 +40,10 @@ def test_bytes_by_hand(tiny):
         k, v = bits_per_value(row.pair.k) / 8, bits_per_value(row.pair.v) / 8
         per_token = model.k_per_token * k + model.v_per_token * v
         fixed = model.state_bytes + WINDOW_CELLS * model.windowed * (k + v)
+        if is_tq(row.pair.k):  # two rows of every layer's means, and a table of turns with a row for none
+            tables = bool(model.k_per_token) + bool(model.windowed)
+            fixed += 2 * 4 * (model.k_per_token + model.windowed) + tables * HEAD * 4
+            per_token += tables * HEAD * 4 / CENTRING_CHUNK
         assert row.bytes_per_token == per_token
         assert row.fixed_bytes == fixed
         assert row.cache_bytes == PADDED * per_token + fixed
@@ -58,7 +64,7 @@ def test_allocation(tiny, caplog):
         ):
             allocated = context.memory
         assert (allocated.cache, allocated.total) == (row.cache_bytes, row.total_bytes)
-        buffers = re.findall(r"(?:KV|RS) buffer size = +([\d.]+) MiB", caplog.text)
+        buffers = re.findall(r"(?:KV|RS|TQ) buffer size = +([\d.]+) MiB", caplog.text)
         assert buffers
         assert sum(map(float, buffers)) == pytest.approx(row.cache_bytes / 2**20, abs=0.006 * len(buffers))
 

@@ -1,6 +1,8 @@
-// llama_tq._native: what llama.cpp tells only in C++ (the memory of a context), and its log, collected without Python:
-// an interrupt that arrives inside a Python callback is lost.
+// llama_tq._native: what llama.cpp tells only in C++ (the memory of a context, the mean keys of a model), and its log,
+// collected without Python: an interrupt that arrives inside a Python callback is lost.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <mutex>
@@ -8,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "centring/centre.h"
 #include "llama-ext.h"
 
 namespace py = pybind11;
@@ -57,12 +60,45 @@ py::list end_log() {
     return lines;
 }
 
+std::string not_centred(std::uintptr_t model) {
+    return llama_tq_not_centred(*reinterpret_cast<const llama_model *>(model));
+}
+
+py::dict means_of(std::uintptr_t address, int threads) {
+    const llama_model & model = *reinterpret_cast<const llama_model *>(address);
+    std::shared_ptr<const llama_tq_means> means;
+    {
+        const py::gil_scoped_release release;
+        means = llama_tq_means_of(model, threads);
+    }
+    py::list layers;
+    for (const llama_tq_means::layer & layer : means->layers) {
+        layers.append(py::dict(py::arg("mean") = py::array_t<float>(layer.mean.size(), layer.mean.data()),
+                               py::arg("heads") = layer.heads, py::arg("before") = layer.before,
+                               py::arg("after") = layer.after));
+    }
+    return py::dict(py::arg("layers") = layers, py::arg("first_is_plain") = means->first_is_plain,
+                    py::arg("plain_tokens") = means->plain, py::arg("source") = means->source,
+                    py::arg("side_file") = llama_tq_side_file(model));
+}
+
 } // namespace
 
 PYBIND11_MODULE(_native, module) {
     module.attr("LOG_ERROR") = static_cast<int>(GGML_LOG_LEVEL_ERROR);
     module.def("memory_of", memory_of, py::arg("context"),
                "Bytes of weights, cache and compute buffers of the llama_context at this address, over all devices.");
+    module.attr("CENTRING_CHUNK") = LLAMA_TQ_CHUNK;
+    module.def("centring_on", llama_tq_centring_on, "Whether contexts made from now on centre the keys of TQ caches.");
+    module.def("set_centring", llama_tq_set_centring, py::arg("on"),
+               "1: on, 0: off, -1: as LLAMA_TQ_CENTRE says. For the whole process.");
+    module.def("not_centred", not_centred, py::arg("model"),
+               "Why no context of the llama_model at this address centres its keys, or nothing.");
+    module.def(
+        "means_of", means_of, py::arg("model"), py::arg("threads"),
+        "The mean keys of the llama_model at this address: known, read or measured. RuntimeError where the model "
+        "cannot read the prompt that shows them. For each layer: mean, float32 (kv heads * head,), zeros for "
+        "heads left as they are; heads that are centred; energy of held-out keys before and after.");
     module.def("begin_log", begin_log, "From now on llama.cpp's log is collected instead of going where it went.");
     module.def("end_log", end_log, "Stop, and return what was collected: (level, bytes) per message.");
 }

@@ -1,6 +1,8 @@
 #include "attention.h"
 
 #include "cpu/attention/attention.h"
+#include "ggml-impl.h"
+#include "ggml-tq.h"
 
 namespace {
 
@@ -21,6 +23,24 @@ bool is_tq(const ggml_tensor * t) {
 
 tq_attn_cache describe(const ggml_tensor * t) {
     return {attention_type(t->type), static_cast<const char *>(t->data), t->ne[0], t->nb[1], t->nb[2], t->nb[3]};
+}
+
+tq_attn_centre describe_centre(const ggml_tensor * op) {
+    const ggml_tensor *query = op->src[GGML_TQ_SRC_QUERY], *chunk = op->src[GGML_TQ_SRC_CHUNK];
+    if (!query) {
+        return {};
+    }
+    return {
+        static_cast<const char *>(query->data),
+        query->nb[1],
+        query->nb[2],
+        query->nb[3],
+        static_cast<const float *>(op->src[GGML_TQ_SRC_MEAN]->data),
+        static_cast<const float *>(op->src[GGML_TQ_SRC_TURNS]->data),
+        static_cast<const int32_t *>(chunk->data),
+        ggml_get_op_params_i32(op, GGML_TQ_PARAM_ROPE_DIMS),
+        ggml_get_op_params_i32(op, GGML_TQ_PARAM_NEOX) != 0,
+    };
 }
 
 // False where attention/attention.h does not cover the operation.
@@ -62,6 +82,7 @@ bool describe(const ggml_tensor * op, tq_attn & a) {
     }
     a.sinks = sinks ? static_cast<const float *>(sinks->data) : nullptr;
     a.out = static_cast<float *>(op->data);
+    a.centre = describe_centre(op);
     return true;
 }
 
@@ -88,4 +109,26 @@ bool ggml_tq_attention(ggml_compute_params * params, ggml_tensor * op) {
 size_t ggml_tq_attention_work_size(int n_threads, const ggml_tensor * op) {
     tq_attn a;
     return describe(op, a) ? tq_attn_work_size(&a, n_threads) : 0;
+}
+
+ggml_tq_offsets::ggml_tq_offsets(const ggml_tensor * op, int64_t token, int64_t head, int64_t stream) {
+    const tq_attn_centre c = describe_centre(op);
+    if (c.plain) {
+        const ggml_tensor *q = op->src[0], *k = op->src[1];
+        const char * plain =
+            c.plain + token * c.plain_token_stride + head * c.plain_head_stride + stream * c.plain_stream_stride;
+        g.resize(k->ne[0]);
+        tq_attn_centre_query(&c, reinterpret_cast<const float *>(plain),
+                             c.mean + head / (q->ne[2] / k->ne[2]) * k->ne[0], (int) k->ne[0], g.data());
+        turns = c.turns;
+        chunk = c.chunk + stream / (q->ne[3] / k->ne[3]) * k->ne[1];
+    }
+}
+
+float ggml_tq_offsets::operator()(int64_t cell) {
+    if (chunk && chunk[cell] != last) {
+        last = chunk[cell];
+        offset = tq_attn_centre_offset(g.data(), turns + last * g.size(), (int) g.size());
+    }
+    return offset;
 }

@@ -1,6 +1,7 @@
 // Adapters from ggml's tables of types to tq.h, and questions about operations and devices.
 #include <string.h>
 
+#include "ggml-impl.h"
 #include "ggml-tq.h"
 
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                          \
@@ -46,6 +47,20 @@ bool ggml_tq_can_store(ggml_backend_dev_t dev, enum ggml_type type, int64_t n) {
     const bool can = ggml_backend_dev_supports_op(dev, ggml_set_rows(ctx, cache, row, place));
     ggml_free(ctx);
     return can;
+}
+
+void ggml_tq_set_centre(struct ggml_tensor * flash_attn, struct ggml_tensor * query, struct ggml_tensor * mean,
+                        struct ggml_tensor * turns, struct ggml_tensor * chunk, int rope_dims, bool neox) {
+    const struct ggml_tensor *q = flash_attn->src[0], *k = flash_attn->src[1];
+    GGML_ASSERT(flash_attn->op == GGML_OP_FLASH_ATTN_EXT && ggml_are_same_shape(query, q));
+    GGML_ASSERT(mean->ne[0] == k->ne[0] && mean->ne[1] == k->ne[2] && turns->ne[0] == k->ne[0]);
+    GGML_ASSERT(chunk->ne[0] == k->ne[1] && chunk->ne[1] == k->ne[3]);
+    flash_attn->src[GGML_TQ_SRC_QUERY] = query;
+    flash_attn->src[GGML_TQ_SRC_MEAN] = mean;
+    flash_attn->src[GGML_TQ_SRC_TURNS] = turns;
+    flash_attn->src[GGML_TQ_SRC_CHUNK] = chunk;
+    ggml_set_op_params_i32(flash_attn, GGML_TQ_PARAM_ROPE_DIMS, rope_dims);
+    ggml_set_op_params_i32(flash_attn, GGML_TQ_PARAM_NEOX, neox);
 }
 
 uint8_t ggml_tq_format_of(const ggml_backend_t * backends, size_t count) {

@@ -26,6 +26,14 @@ TQ_API bool ggml_tq_in(const struct ggml_tensor * op);
 // Whether a device can write rows of n values of that type into a cache.
 TQ_API bool ggml_tq_can_store(ggml_backend_dev_t dev, enum ggml_type type, int64_t n);
 
+// Centred keys: flash attention adds to the score of a cell what tq_attn_centre (cpu/attention/attention.h) says.
+// query F32 [head, tokens, heads, streams], before the rotation; mean F32 [head, kv heads]; turns F32 [head, chunks];
+// chunk I32 [cells, streams], rows of turns.
+enum { GGML_TQ_SRC_QUERY = 5, GGML_TQ_SRC_MEAN, GGML_TQ_SRC_TURNS, GGML_TQ_SRC_CHUNK };
+enum { GGML_TQ_PARAM_ROPE_DIMS = 14, GGML_TQ_PARAM_NEOX };
+TQ_API void ggml_tq_set_centre(struct ggml_tensor * flash_attn, struct ggml_tensor * query, struct ggml_tensor * mean,
+                               struct ggml_tensor * turns, struct ggml_tensor * chunk, int rope_dims, bool neox);
+
 // An RPC server tells in a byte of its handshake, which is 0 in other servers, that all its devices have the types.
 #define GGML_TQ_FORMAT ((GGML_TYPE_TQ4_0 - 1024) / 16) // FORMAT.md's version
 TQ_API uint8_t ggml_tq_format_of(const ggml_backend_t * backends, size_t count);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "centring/centre.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml-tq.h"
@@ -73,6 +74,9 @@ std::string refusal(const llama_model & model, const llama_context_params & para
         const char * name = ggml_type_name(type);
         if (tq_isa_error()) {
             return format("cache type %s: %s", name, tq_isa_error());
+        }
+        if (!llama_tq_centring_error().empty()) {
+            return format("cache type %s: %s", name, llama_tq_centring_error().c_str());
         }
         const char * disabled = std::getenv("LLAMA_ATTN_ROT_DISABLE");
         if (disabled && std::atoi(disabled)) {
