@@ -68,9 +68,16 @@ def cache_type(value: int | str, parameter: str) -> int:
     raise ValueError(f"{parameter}: {value!r} is not a KV cache type; use one of {', '.join(types)}")
 
 
-def needs_flash_attention(type_v: int | str | None) -> bool:
-    """Whether a V cache of that type, None for the default, works with flash attention only."""
-    return type_v is not None and cache_type(type_v, "type_v") not in _UNQUANTIZED.values()
+def needs_flash_attention(type_v: int | str | None, type_k: int | str | None = None) -> bool:
+    """Whether to turn flash attention on for caches of these types, None for the default.
+
+    A quantised V cache works with it only, and TQ types of either cache are slow without it.
+    """
+    from llama_cpp import llama_cpp
+
+    v_quantised = type_v is not None and cache_type(type_v, "type_v") not in _UNQUANTIZED.values()
+    k_tq = type_k is not None and cache_type(type_k, "type_k") in tq_types(llama_cpp._lib).values()
+    return v_quantised or k_tq
 
 
 _capture_lock = threading.Lock()
