@@ -38,3 +38,15 @@ def pytest_make_collect_report():
     report = yield
     _fail_on_ci(report)
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Where mean keys are kept during the tests, those of programs that they start included: not the user's
+    own folder, and none that an earlier run has filled.
+    """
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA_CACHE", str(folder))
+        patch.delenv("LLAMA_TQ_CENTRE", raising=False)
+        yield folder
