@@ -5,8 +5,8 @@
 >>> llama_tq.dequantize(b, "tq4_0")  # and back to float32 (..., n)
 
 ``llama_tq.reference`` is the same in NumPy, and the definition of the bytes. ``info``, ``demo``, ``plan``,
-``evaluate``, ``compare``, ``generate``, ``bench`` and ``benchmark`` do what the commands of ``llama-tq``
-print.
+``evaluate``, ``centre``, ``compare``, ``generate``, ``bench`` and ``benchmark`` do what the commands of
+``llama-tq`` print. ``with llama_tq.centring(False)`` switches key centring off.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ._api import Kernel, active_isa, dequantize, dot, force_isa, kernels, quantize, types
     from .tools.bench import bench
     from .tools.benchmark import benchmark
+    from .tools.centre import centre
+    from .tools.centring import centring
     from .tools.compare import compare
     from .tools.demo import demo
     from .tools.errors import InputError
@@ -34,9 +36,20 @@ _MODULES = {
     "_api": ("Kernel", "active_isa", "dequantize", "dot", "force_isa", "kernels", "quantize", "types"),
     "tools.errors": ("InputError",),
     "tools.pairs": ("Pair",),
+    "tools.centring": ("centring",),
     **{
         f"tools.{name}": (name,)
-        for name in ("bench", "benchmark", "compare", "demo", "evaluate", "generate", "info", "plan")
+        for name in (
+            "bench",
+            "benchmark",
+            "centre",
+            "compare",
+            "demo",
+            "evaluate",
+            "generate",
+            "info",
+            "plan",
+        )
     },
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -48,6 +61,8 @@ __all__ = [
     "active_isa",
     "bench",
     "benchmark",
+    "centre",
+    "centring",
     "compare",
     "demo",
     "dequantize",

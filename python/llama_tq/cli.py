@@ -83,6 +83,7 @@ class _Numbers(click.ParamType):
             raise InputError(f"{value!r} is not a list of numbers. Write it as 0,4096,16384.") from None
 
 
+_MODEL = "MODEL is a GGUF file, or 'demo' for the model inside the package."
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on standard output."
 )
@@ -134,20 +135,21 @@ def main() -> None:
 
 def _on_model(name: str | None = None) -> Callable[[Callable], click.Command]:
     """A command whose first argument is a model."""
-    epilog = "MODEL is a GGUF file, or 'demo' for the model inside the package."
-    return lambda function: main.command(name, epilog=epilog)(click.argument("model")(function))
+    return lambda function: main.command(name, epilog=_MODEL)(click.argument("model")(function))
 
 
-@main.command()
+@main.command(epilog=_MODEL)
+@click.argument("model", required=False)
 @_json
-def info(as_json: bool) -> None:
+def info(model: str | None, as_json: bool) -> None:
     """What is installed: versions, cache types, instruction sets, backends.
 
-    Exit code 1, and the reason, if the installed llama_cpp is not the patched one.
+    With MODEL also what a TQ cache would do with it: which keys are centred, or why none, and where their
+    means are kept. Exit code 1, and the reason, if the installed llama_cpp is not the patched one.
     """
     from .tools.info import info as run
 
-    _show(run(), as_json, "info")
+    _show(run(model), as_json, "info")
 
 
 @main.command()
@@ -285,6 +287,33 @@ def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -
     """Continue PROMPT with f16 and with each pair, side by side.
 
     Always the most probable token. The first one that differs from f16's is marked.
+
+@_on_model()
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write a copy of MODEL that has its means to this file."
+)
+@click.option("--force", is_flag=True, help="Replace a file at --out.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the gain by layer into this image file.")
+@_json
+def centre(model: str, out: Path | None, force: bool, plot: Path | None, as_json: bool) -> None:
+    """What key centring does to MODEL, layer by layer.
+
+    TQ caches store keys without what all keys of a head have in common, and give it back to the scores. The
+    means are measured when a model is first used, and kept in the user's cache folder; a copy of the model
+    that has them needs no such folder. The gain is the energy of the stored keys, and so of the noise in
+    them, that this takes off.
+
+    \b
+    llama-tq centre model.gguf --out model-centred.gguf
+    """
+    from .tools import plots
+    from .tools.centre import centre as run
+
+    result = run(model, out, force=force)
+    _show(result, as_json, "centring")
+    if plot:
+        _err.print(f"Wrote {plots.gain(result, plot)}", highlight=False)
+
 
     \b
     llama-tq compare demo "def test_empty(self):" --pairs tq4_0,tq3_0

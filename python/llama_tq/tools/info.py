@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from importlib import metadata
 
 import llama_tq
 
 from . import ggml
+from .centre import Centring, examine
 from .installed import cache_types
 from .pairs import bits_per_value
 
@@ -45,11 +47,21 @@ class Info:
     backends: tuple[ggml.Backend, ...]
 
 
-def info() -> Info:
-    """Look at the installation."""
+@dataclass(frozen=True)
+class InfoWithModel(Info):
+    """And what a TQ cache would do with a model."""
+
+    centring: Centring
+
+
+def info(model: str | os.PathLike[str] | None = None) -> Info:
+    """Look at the installation; with a model, return InfoWithModel.
+
+    Raises InputError for a bad model.
+    """
     tiers = {k.isa: k.supported for k in llama_tq.kernels()}
     active = llama_tq.active_isa()
-    return Info(
+    found = Info(
         metadata.version(DISTRIBUTION),
         ctypes.c_char_p.in_dll(ggml.library("llama-common"), "LLAMA_COMMIT").value.decode(),
         ggml.version(),
@@ -57,3 +69,4 @@ def info() -> Info:
         tuple(Tier(name, able, name == active) for name, able in tiers.items()),
         ggml.backends(tuple(cache_types())),
     )
+    return InfoWithModel(**vars(found), centring=examine(model)) if model is not None else found

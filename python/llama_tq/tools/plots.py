@@ -10,8 +10,10 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
 from .bench import Bench
+from .centre import Centring
 from .evaluate import Evaluation, PairQuality
 from .pairs import REFERENCE, bits_per_value, is_tq
 
@@ -83,6 +85,23 @@ def _measured(result: Evaluation) -> list[PairQuality]:
 
 
 def _visible(row: PairQuality) -> float:
+def gain(result: Centring, path: Path) -> Path:
+    """What centring takes off the energy of the stored keys, by layer."""
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    axes.bar(range(len(result.layers)), [layer.gain_db for layer in result.layers], color="C0")
+    axes.axhline(result.gain_db, color="C7", linestyle=":", label=f"mean, {result.gain_db:.1f} dB")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="layer", ylabel="energy of the stored keys taken off, dB", title=result.model)
+    axes.legend()
+    axes.grid(alpha=0.3, axis="y")
+    return _save(figure, path)
+
+
+def _by_size(types: dict[str, str]) -> list[str]:
+    """Labels by the size of their types, largest first."""
+    return sorted(types, key=lambda label: (-bits_per_value(types[label]), label))
+
+
     """The mean divergence, or the least that a logarithmic scale can show: a recurrent model has none."""
     return max(row.divergence.mean.value, 1e-7)
 

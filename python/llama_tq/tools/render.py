@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,11 +15,13 @@ from rich.text import Text
 
 from .bench import Bench
 from .benchmark import TypeBenchmark
+from .centre import Centring
 from .compare import Comparison
 from .demo import Demo
 from .evaluate import Estimate, Evaluation
 from .generate import Generation
-from .info import Info
+from .info import Info, InfoWithModel
+from .means import MEASURED
 from .memory import format_bytes
 from .pairs import YARDSTICKS, Pair
 from .plan import Plan
@@ -60,7 +64,58 @@ def info(result: Info) -> RenderableType:
     head = (
         f"llama-cpp-python {result.version}, llama.cpp {result.llama_cpp_commit}, ggml {result.ggml_version}"
     )
-    return Group(head, types, tiers, backends)
+    about = [Text(), centring_summary(result.centring)] if isinstance(result, InfoWithModel) else []
+    return Group(head, types, tiers, backends, *about)
+
+
+def centring(result: Centring) -> RenderableType:
+    """Layer by layer."""
+    made = table(f"{result.model} ({result.description})", "layer", "heads", "centred", "gain dB")
+    for number, layer in enumerate(result.layers):
+        if layer.heads:
+            gain = f"{layer.gain_db:.1f}" if layer.centred else ""
+            made.add_row(str(number), str(layer.heads), str(layer.centred), gain)
+    if result.layers:
+        made.add_section()
+        made.add_row("in all", str(result.heads), str(result.centred), f"{result.gain_db:.1f}")
+    return Group(made, Text(_exempt(result) if result.centred else f"Nothing is centred: {result.reason}."))
+
+
+def centring_summary(result: Centring) -> RenderableType:
+    """In a few lines."""
+    head = Text(f"{result.model} ({result.description})", style="bold")
+    if result.reason:
+        return Group(head, Text(f"TQ caches store its keys as they are: {result.reason}."))
+    layers = [number for number, layer in enumerate(result.layers) if layer.centred]
+    what = (
+        f"TQ caches centre the keys of {result.centred} of {result.heads} heads, in layers {_ranges(layers)}"
+    )
+    return Group(head, Text(f"{what}, for a gain of {result.gain_db:.1f} dB.\n{_exempt(result)}"))
+
+
+def _exempt(result: Centring) -> str:
+    """What stays as it is, and where the means are."""
+    first = ["position 0"] if result.first_is_plain else []
+    tokens = [repr(token.text) if token.text else f"token {token.id}" for token in result.plain_tokens]
+    lines = [f"Stored as they are: {', '.join([*first, *tokens]) or 'no keys'}."]
+    if result.copy:
+        lines.append(f"The means came from {result.source}, and are in {result.copy} now.")
+    elif result.source == MEASURED:
+        kept = Path(result.side_file).is_file() if result.side_file else False
+        where = f"kept in {result.side_file}" if kept else "not kept: no cache folder can be written"
+        lines.append(f"The means were measured just now, and are {where}.")
+    else:
+        lines.append(f"The means are in {result.source}.")
+    if not result.on:
+        lines.append("But centring is switched off: LLAMA_TQ_CENTRE=off.")
+    return "\n".join(lines)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0 to 3, 5`."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))
 
 
 def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:

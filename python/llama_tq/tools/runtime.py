@@ -110,6 +110,11 @@ class Model:
         )
 
     def __enter__(self) -> Model:
+    @property
+    def address(self) -> int:
+        """Of the `llama_model`, for `_native`."""
+        return ctypes.cast(self._model, ctypes.c_void_p).value or 0
+
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -133,6 +138,12 @@ class Model:
         return Pieces(self._vocab)
 
     def is_end(self, token: int) -> bool:
+    def text_of(self, token: int) -> str:
+        """The text of one token; empty in a model without a vocabulary."""
+        if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            return ""
+        return self.pieces()(token)
+
         """Whether the model ends its text with `token`."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
