@@ -217,7 +217,14 @@ def plan(
     "--text", type=click.Path(path_type=Path), help="Text to measure on, UTF-8.  [default for demo: its own]"
 )
 @_pairs
-@click.option("--yardsticks/--no-yardsticks", default=True, help="Measure q8_0, q5_0 and q4_0 as well.")
+@click.option(
+    "--yardsticks/--no-yardsticks",
+    default=True,
+    help="Measure q8_0, q5_0, q4_0 and the floor of the model as well.",
+)
+@click.option(
+    "--uncentred", is_flag=True, help="Measure pairs with a TQ type for K also without key centring."
+)
 @click.option("--ctx", default=defaults.EVAL_CTX, show_default=True, help="Tokens per chunk.")
 @click.option("--chunks", type=int, help="Chunks to measure.  [default: the whole text]")
 @click.option("--recall/--no-recall", default=True, help="Look up keys that lie far back in the context.")
@@ -231,6 +238,7 @@ def evaluate(
     text: Path | None,
     pairs,
     yardsticks: bool,
+    uncentred: bool,
     ctx,
     chunks,
     recall: bool,
@@ -241,8 +249,8 @@ def evaluate(
     """What the cache types do to MODEL's predictions, against f16.
 
     Perplexity, KL divergence and same-top share with standard errors, by the protocol of llama-perplexity;
-    recall of keys far back; bytes; speed. Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps what
-    is finished.
+    recall of keys far back; bytes; speed. The floor is what an f32 cache differs by: no pair can do better.
+    Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps what is finished.
 
     \b
     llama-tq eval model.gguf --text wiki.txt --pairs tq4_0,q8_0/tq3_0 --chunks 20
@@ -262,6 +270,8 @@ def evaluate(
                 n_ctx=ctx,
                 chunks=chunks,
                 recall=recall,
+                floor=yardsticks,
+                uncentred=uncentred,
                 keep=directory,
                 resume=resume,
                 progress=progress,
@@ -277,16 +287,6 @@ def evaluate(
     _show(result, as_json, "evaluation")
     _err.print(f"Wrote {directory / 'result.json'} and {', '.join(map(str, written))}", highlight=False)
 
-
-@_on_model()
-@click.argument("prompt")
-@_pairs
-@_tokens
-@_json
-def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -> None:
-    """Continue PROMPT with f16 and with each pair, side by side.
-
-    Always the most probable token. The first one that differs from f16's is marked.
 
 @_on_model()
 @click.option(
@@ -314,6 +314,16 @@ def centre(model: str, out: Path | None, force: bool, plot: Path | None, as_json
     if plot:
         _err.print(f"Wrote {plots.gain(result, plot)}", highlight=False)
 
+
+@_on_model()
+@click.argument("prompt")
+@_pairs
+@_tokens
+@_json
+def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -> None:
+    """Continue PROMPT with f16 and with each pair, side by side.
+
+    Always the most probable token. The first one that differs from f16's is marked.
 
     \b
     llama-tq compare demo "def test_empty(self):" --pairs tq4_0,tq3_0

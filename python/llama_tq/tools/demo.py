@@ -49,6 +49,7 @@ def demo(
         n_ctx=n_ctx,
         chunks=chunks,
         recall=False,
+        floor=False,
         progress=lambda what, done, _: progress(what, done, total),
     )
     with Model(DEMO) as model:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from . import memory
+from .centring import is_on
 from .defaults import EVAL_CTX
 from .errors import InputError
-from .pairs import RECOMMENDED, REFERENCE, YARDSTICKS, Pair
+from .means import not_centred
+from .pairs import FLOOR, RECOMMENDED, REFERENCE, YARDSTICKS, Pair, is_tq
 from .plan import memory_of
 from .recall import LOOKUPS, Questions, Recall
 from .runtime import BATCH, Memory, Model
@@ -77,6 +79,11 @@ class Evaluation:
     needed_bytes: int
     """Memory that the evaluation took at most: see `needed_memory`."""
     pairs: tuple[PairQuality, ...]
+    floor: PairQuality | None
+    """The f32 cache without flash attention, which rounds less than f16: what it differs by is no loss. Any
+    change of the cache, however small, flips roundings of the 8-bit activations that quantised weights are
+    multiplied with, so no pair can measure much below it. None when it was not asked for.
+    """
 
 
 Progress = Callable[[str, int, int], None]
@@ -91,38 +98,44 @@ def evaluate(
     n_ctx: int = EVAL_CTX,
     chunks: int | None = None,
     recall: bool = True,
+    floor: bool = True,
+    uncentred: bool = False,
     keep: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Evaluation:
     """Compare `pairs` with f16 on `text`: all of it, or its first `chunks` chunks of `n_ctx` tokens.
 
-    By default the recommended pairs, and q8_0, q5_0 and q4_0. `recall` adds key-value lookups. Finished parts
-    are kept in the directory `keep`; with `resume` they are read from there instead of computed, if they come
-    from the same model, text, context and pairs.
+    By default the recommended pairs, and q8_0, q5_0 and q4_0. `recall` adds key-value lookups, `floor` one
+    pass with an f32 cache (see `Evaluation.floor`), and `uncentred` every pair with a TQ type for K a second
+    time, with its keys stored as they are. Finished parts are kept in the directory `keep`; with `resume`
+    they are read from there instead of computed, if they come from the same model, text, context and pairs.
 
-    Raises InputError for bad input, for a text shorter than asked for, and when there is too little memory.
+    Raises InputError for bad input, for a text shorter than asked for, when there is too little memory, and
+    for `uncentred` where nothing would be centred.
     """
     chosen = pairs if pairs is not None else (*YARDSTICKS, *RECOMMENDED)
     pairs = (REFERENCE, *(p for p in dict.fromkeys(chosen) if p != REFERENCE))
     if len(pairs) == 1:
         raise InputError(f"There is nothing to compare with {REFERENCE}. Name another pair.")
     with Model(model, weights=False) as metadata:
+        if uncentred:
+            pairs = _with_uncentred(metadata, pairs)
+        measured = tuple(dict.fromkeys((REFERENCE, *([FLOOR] if floor else []), *pairs)))
         parts = cut(metadata, text, n_ctx, chunks)
         questions = Questions(metadata, n_ctx) if recall else None
-        memories = {pair: memory_of(metadata, pair, n_ctx) for pair in pairs}
+        memories = {pair: memory_of(metadata, pair, n_ctx) for pair in measured}
         needed = needed_memory(metadata, memories.values(), n_ctx)
         memory.require(needed, f"Evaluating {metadata.name} with {n_ctx} tokens", "Lower the context.")
-        store = (
-            Store(Path(keep), _identity(metadata, text, n_ctx, pairs), resume) if keep is not None else None
-        )
+        identity = _identity(metadata, text, n_ctx, measured)
+        store = Store(Path(keep), identity, resume) if keep is not None else None
 
     with Model(model) as opened:
-        total, done = len(pairs) * (len(parts) + bool(questions)), itertools.count()
+        total, done = len(measured) * len(parts) + len(pairs) * bool(questions), itertools.count()
         scores: list[dict[Pair, Scores]] = []
         for number, chunk in enumerate(parts):
             found = (store.scores(number) if store else None) or {}
-            for pair in pairs:
+            for pair in measured:
                 progress(f"chunk {number + 1} of {len(parts)}, {pair}", next(done), total)
                 if pair not in found:
                     with opened.context(pair, n_ctx) as context:
@@ -144,14 +157,35 @@ def evaluate(
             answers[pair] = kept
         progress("done", total, total)
 
-        rows = tuple(
-            _summarise(
+        rows = {
+            pair: _summarise(
                 pair, Scores.join([s[pair] for s in scores]), memories[pair].cache, answers.get(pair, ())
             )
-            for pair in pairs
+            for pair in measured
+        }
+        return Evaluation(
+            opened.name,
+            opened.description,
+            n_ctx,
+            len(parts),
+            sum(len(part.targets) for part in parts),
+            needed,
+            tuple(rows[pair] for pair in pairs),
+            rows[FLOOR] if floor else None,
         )
-        scored = sum(len(part.targets) for part in parts)
-        return Evaluation(opened.name, opened.description, n_ctx, len(parts), scored, needed, rows)
+
+
+def _with_uncentred(model: Model, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """Behind every pair with a TQ type for K, the same without centring."""
+    reason = not_centred(model)
+    if reason:
+        raise InputError(f"The keys of {model.name} cannot be centred: {reason}. Ask for no uncentred pairs.")
+    if not is_on():
+        raise InputError("Key centring is off: LLAMA_TQ_CENTRE=off, or a `with llama_tq.centring(False)`.")
+    if not any(is_tq(pair.k) for pair in pairs):
+        raise InputError("No pair has a TQ type for K, and others are never centred. Add one, such as tq4_0.")
+    both = ((p, Pair(p.k, p.v, centred=False)) if is_tq(p.k) else (p,) for p in pairs)
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(both)))
 
 
 def needed_memory(model: Model, memories: Iterable[Memory], n_ctx: int) -> int:
@@ -188,5 +222,6 @@ def _identity(model: Model, text: str, n_ctx: int, pairs: Sequence[Pair]) -> dic
         "text": hashlib.sha256(text.encode()).hexdigest(),
         "context": str(n_ctx),
         "pairs": ", ".join(map(str, pairs)),
+        "centring": "on" if is_on() else "off",
         "recall": str(LOOKUPS),
     }

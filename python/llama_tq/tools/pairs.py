@@ -12,6 +12,8 @@ import llama_tq
 from .errors import InputError
 from .installed import cache_types
 
+UNCENTRED = "uncentred"  # after a pair: its keys are stored as they are
+
 
 def check_type(name: str) -> str:
     """`name`, if it is a cache type; InputError with the nearest names otherwise."""
@@ -50,13 +52,24 @@ class Pair:
 
     k: str
     v: str
+    centred: bool = True
+    """False: keys of a TQ type are stored as they are. True: as `llama_tq.centring` and LLAMA_TQ_CENTRE say.
+    """
 
     def __post_init__(self) -> None:
         check_type(self.k)
         check_type(self.v)
+        if not self.centred and not is_tq(self.k):
+            ours = ", ".join(t.name for t in llama_tq.types())
+            raise InputError(f"{self.k} keys are never centred: {UNCENTRED!r} goes with K of type {ours}.")
 
     def __str__(self) -> str:
-        return f"{self.k}/{self.v}"
+        return f"{self.k}/{self.v}" + ("" if self.centred else f" {UNCENTRED}")
+
+    @property
+    def k_label(self) -> str:
+        """The K type, and whether it is stored uncentred."""
+        return self.k if self.centred else f"{self.k} {UNCENTRED}"
 
     @property
     def bits_per_value(self) -> float:
@@ -65,12 +78,17 @@ class Pair:
 
     @classmethod
     def parse(cls, text: str) -> Pair:
-        """`q8_0/tq3_0`, K first, or one name for both."""
-        k, slash, v = text.strip().partition("/")
-        return cls(k, v if slash else k)
+        """`q8_0/tq3_0`, K first, or one name for both; `tq4_0/tq3_0 uncentred` without key centring."""
+        types, _, word = text.strip().partition(" ")
+        if word.strip() not in ("", UNCENTRED):
+            raise InputError(f"{word.strip()!r} cannot stand after {types}: only {UNCENTRED!r} can.")
+        k, slash, v = types.partition("/")
+        return cls(k, v if slash else k, not word)
 
 
 REFERENCE = Pair("f16", "f16")
+FLOOR = Pair("f32", "f32")
+"""Differs from the reference by next to nothing, and still not by nothing: see `Evaluation.floor`."""
 YARDSTICKS = tuple(map(Pair.parse, ("q8_0", "q5_0", "q4_0")))
 RECOMMENDED = tuple(
     map(Pair.parse, ("q8_0/tq4_0", "q8_0/tq3_0", "q5_0/tq4_0", "tq4_0", "tq4_0/tq3_0", "tq3_0"))

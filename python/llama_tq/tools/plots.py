@@ -25,13 +25,19 @@ def pareto(result: Evaluation, path: Path) -> Path:
     best, front = float("inf"), []
     for row in rows:
         ours = is_tq(row.pair.k) or is_tq(row.pair.v)
+        fill = {} if row.pair.centred else {"markerfacecolor": "none"}
         x, y, error = row.cache_bytes / result.n_ctx, _visible(row), row.divergence.mean.error
-        axes.errorbar(x, y, error, fmt="o" if ours else "s", color="C0" if ours else "C7", capsize=2)
+        axes.errorbar(x, y, error, fmt="o" if ours else "s", color="C0" if ours else "C7", capsize=2, **fill)
         axes.annotate(str(row.pair), (x, y), (5, 4), textcoords="offset points", fontsize=8)
         if y < best:
             best = y
             front.append((x, y))
     axes.plot(*zip(*front, strict=True), color="C0", alpha=0.3)
+    if result.floor and result.floor.divergence.mean.value > 0:
+        axes.axhline(
+            result.floor.divergence.mean.value, color="C7", linestyle=":", label="floor of the model"
+        )
+        axes.legend(loc="upper right")
     axes.margins(x=0.12)
     axes.set(
         xlabel="bytes of cache per token",
@@ -46,12 +52,11 @@ def pareto(result: Evaluation, path: Path) -> Path:
 def heatmap(result: Evaluation, path: Path) -> Path:
     """Mean KL divergence by K type and V type; pairs that were not measured are empty."""
     rows = _measured(result)
-    ks, vs = (
-        sorted({getattr(r.pair, side) for r in rows}, key=lambda t: (-bits_per_value(t), t)) for side in "kv"
-    )
+    ks = _by_size({row.pair.k_label: row.pair.k for row in rows})
+    vs = _by_size({row.pair.v: row.pair.v for row in rows})
     grid = np.full((len(ks), len(vs)), np.nan)
     for row in rows:
-        grid[ks.index(row.pair.k), vs.index(row.pair.v)] = _visible(row)
+        grid[ks.index(row.pair.k_label), vs.index(row.pair.v)] = _visible(row)
     figure, axes = pyplot.subplots(figsize=(1.6 + 0.9 * len(vs), 1.4 + 0.7 * len(ks)), layout="constrained")
     image = axes.imshow(np.log10(grid), cmap="viridis_r")
     middle = np.sqrt(np.nanmin(grid) * np.nanmax(grid))
@@ -80,11 +85,6 @@ def speed(result: Bench, path: Path) -> Path:
     return _save(figure, path)
 
 
-def _measured(result: Evaluation) -> list[PairQuality]:
-    return [row for row in result.pairs if row.pair != REFERENCE]
-
-
-def _visible(row: PairQuality) -> float:
 def gain(result: Centring, path: Path) -> Path:
     """What centring takes off the energy of the stored keys, by layer."""
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
@@ -102,6 +102,11 @@ def _by_size(types: dict[str, str]) -> list[str]:
     return sorted(types, key=lambda label: (-bits_per_value(types[label]), label))
 
 
+def _measured(result: Evaluation) -> list[PairQuality]:
+    return [row for row in result.pairs if row.pair != REFERENCE]
+
+
+def _visible(row: PairQuality) -> float:
     """The mean divergence, or the least that a logarithmic scale can show: a recurrent model has none."""
     return max(row.divergence.mean.value, 1e-7)
 

@@ -18,13 +18,18 @@ from .benchmark import TypeBenchmark
 from .centre import Centring
 from .compare import Comparison
 from .demo import Demo
-from .evaluate import Estimate, Evaluation
+from .evaluate import Estimate, Evaluation, PairQuality
 from .generate import Generation
 from .info import Info, InfoWithModel
 from .means import MEASURED
 from .memory import format_bytes
-from .pairs import YARDSTICKS, Pair
+from .pairs import UNCENTRED, YARDSTICKS, Pair
 from .plan import Plan
+
+_FLOOR_NOTE = (
+    "The floor of this model is {}: that far from f16 is\n"
+    "even the f32 cache, which loses nothing. A pair near it is as good as f16.\n"
+)
 
 
 def to_json(result: Any) -> str:
@@ -176,9 +181,9 @@ def evaluation(result: Evaluation) -> RenderableType:
     depths = [f"at {answer.depth:.0%}" for answer in result.pairs[0].recall]
     title = "KL divergence of the worst tokens" + (", and keys recalled by depth" if depths else "")
     tails = table(title, "K/V", "99 %", "99.9 %", "max", *depths)
-    for row in result.pairs:
+    for name, row in _named(result):
         made.add_row(
-            str(row.pair),
+            name,
             format_bytes(row.cache_bytes),
             _estimate(row.perplexity, 2),
             _estimate(row.divergence.mean, 5),
@@ -186,8 +191,9 @@ def evaluation(result: Evaluation) -> RenderableType:
             f"{row.tokens_per_second:.0f}",
         )
         worst = (row.divergence.p99, row.divergence.p999, row.divergence.max)
-        tails.add_row(str(row.pair), *(f"{x:.4f}" for x in worst), *(f"{r.share:.0%}" for r in row.recall))
-    return Group(made, tails)
+        tails.add_row(name, *(f"{x:.4f}" for x in worst), *(f"{r.share:.0%}" for r in row.recall))
+    notes = [Text(_FLOOR_NOTE.format(_estimate(result.floor.divergence.mean, 5)))] if result.floor else []
+    return Group(made, *notes, tails)
 
 
 def demo(result: Demo) -> RenderableType:
@@ -246,6 +252,17 @@ def bench(result: Bench) -> Table:
     for speed in result.speeds:
         made.add_row(str(speed.pair), str(speed.depth), f"{speed.read:.1f}", f"{speed.write:.1f}")
     return made
+
+
+def _named(result: Evaluation) -> Iterator[tuple[str, PairQuality]]:
+    """The rows and what they are called: the floor after f16, an uncentred pair under its twin."""
+    before = None
+    for row in result.pairs:
+        twin = not row.pair.centred and before == Pair(row.pair.k, row.pair.v)
+        yield f"  {UNCENTRED}" if twin else str(row.pair), row
+        if before is None and result.floor:
+            yield "f32, the floor", result.floor
+        before = row.pair
 
 
 def _estimate(estimate: Estimate, digits: int, scale: float = 1) -> str:

@@ -20,8 +20,9 @@ import numpy as np
 
 from .. import _native
 from . import embedded
+from .centring import centring
 from .errors import InputError
-from .pairs import Pair, type_id
+from .pairs import FLOOR, Pair, type_id
 
 DEMO = "demo"
 BATCH = 512  # tokens that one decode call takes
@@ -109,12 +110,12 @@ class Model:
             llama_cpp.llama_vocab_bos(self._vocab) if llama_cpp.llama_vocab_get_add_bos(self._vocab) else None
         )
 
-    def __enter__(self) -> Model:
     @property
     def address(self) -> int:
         """Of the `llama_model`, for `_native`."""
         return ctypes.cast(self._model, ctypes.c_void_p).value or 0
 
+    def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,13 +138,13 @@ class Model:
         """A decoder from tokens to text."""
         return Pieces(self._vocab)
 
-    def is_end(self, token: int) -> bool:
     def text_of(self, token: int) -> str:
         """The text of one token; empty in a model without a vocabulary."""
         if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             return ""
         return self.pieces()(token)
 
+    def is_end(self, token: int) -> bool:
         """Whether the model ends its text with `token`."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
@@ -180,11 +181,13 @@ class Pieces:
 
 
 class Context:
-    """A cache of the types in `pair` for `n_ctx` tokens. Decodes one sequence; flash attention is always on.
+    """A cache of the types in `pair` for `n_ctx` tokens. Decodes one sequence, with flash attention (but for
+    f32/f32: there it would round everything to f16).
 
     Layers with a sliding window keep only the window, as in llama-cli and llama-server, or everything with
     `swa_full`, as in llama_cpp.Llama: then `truncate` is exact. `sequences` share the cache, as in
-    llama-server. Raises InputError, with llama.cpp's reason, when it refuses the pair or the size.
+    llama-server. A pair that is not to be centred is not, whatever the switch says. Raises InputError, with
+    llama.cpp's reason, when it refuses the pair or the size.
     """
 
     def __init__(
@@ -196,8 +199,13 @@ class Context:
         params.n_seq_max, params.kv_unified, params.swa_full = sequences, True, swa_full
         params.n_threads = params.n_threads_batch = threads()
         params.type_k, params.type_v = type_id(pair.k), type_id(pair.v)
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        with native_log() as errors:
+        params.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            if pair == FLOOR
+            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        )
+        switch = contextlib.nullcontext() if pair.centred else centring(False)
+        with native_log() as errors, switch:
             self._context = llama_cpp.llama_init_from_model(model._model, params)
         if not self._context:
             reason = errors[0] if errors else "llama.cpp gave no reason"

@@ -51,7 +51,7 @@ class Store:
         with np.load(path) as arrays:
             for key in arrays:
                 pair, _, name = key.rpartition(".")
-                found.setdefault(Pair.parse(pair.replace("-", "/")), {})[name] = arrays[key]
+                found.setdefault(_pair(pair), {})[name] = arrays[key]
         return {
             pair: Scores(**{k: v if v.ndim else v.item() for k, v in f.items()}) for pair, f in found.items()
         }
@@ -60,18 +60,18 @@ class Store:
         """Keep the scores of a chunk."""
         temporary = self._directory / "partial.npz"
         np.savez(
-            temporary, **{f"{p.k}-{p.v}.{name}": a for p, s in scores.items() for name, a in vars(s).items()}
+            temporary, **{f"{_key(p)}.{name}": a for p, s in scores.items() for name, a in vars(s).items()}
         )
         os.replace(temporary, self._directory / f"chunk-{chunk:05}.npz")
 
     def recall(self, pair: Pair) -> tuple[Recall, ...] | None:
         """The answers of a finished recall test."""
-        found = self._read(f"recall-{pair.k}-{pair.v}.json")
+        found = self._read(f"recall-{_key(pair)}.json")
         return None if found is None else tuple(Recall(**item) for item in found)
 
     def save_recall(self, pair: Pair, answers: tuple[Recall, ...]) -> None:
         """Keep the answers of a recall test."""
-        self._write(f"recall-{pair.k}-{pair.v}.json", json.dumps([asdict(a) for a in answers]).encode())
+        self._write(f"recall-{_key(pair)}.json", json.dumps([asdict(a) for a in answers]).encode())
 
     def _read(self, name: str):
         path = self._directory / name
@@ -81,3 +81,12 @@ class Store:
         temporary = self._directory / "partial.json"
         temporary.write_bytes(data)
         os.replace(temporary, self._directory / name)
+
+
+def _key(pair: Pair) -> str:
+    """The pair as a part of a file name: `tq4_0-tq3_0` or `tq4_0-tq3_0-uncentred`."""
+    return str(pair).replace("/", "-").replace(" ", "-")
+
+
+def _pair(key: str) -> Pair:
+    return Pair.parse(key.replace("-", "/", 1).replace("-", " "))
