@@ -181,7 +181,7 @@ def test_interrupted_and_resumed(tmp_path, text, monkeypatch):
     scored = []
     monkeypatch.setattr("llama_tq.tools.evaluate.score", lambda *a: scored.append(a) or score(*a))
     resumed = evaluate("demo", text, **options, keep=tmp_path, resume=True)
-    assert len(scored) == 2  # f16 and TQ4 on the second chunk
+    assert len(scored) == 3  # f16, the floor and TQ4 on the second chunk
     for a, b in zip(whole.pairs, resumed.pairs, strict=True):
         assert (a.perplexity, a.divergence, a.same_top, a.recall) == (
             b.perplexity,
