@@ -75,7 +75,7 @@ def info(result: Info) -> RenderableType:
 
 def centring(result: Centring) -> RenderableType:
     """Layer by layer."""
-    made = table(f"{result.model} ({result.description})", "layer", "heads", "centred", "gain dB")
+    made = table("", "layer", "heads", "centred", "gain dB")
     for number, layer in enumerate(result.layers):
         if layer.heads:
             gain = f"{layer.gain_db:.1f}" if layer.centred else ""
@@ -83,12 +83,13 @@ def centring(result: Centring) -> RenderableType:
     if result.layers:
         made.add_section()
         made.add_row("in all", str(result.heads), str(result.centred), f"{result.gain_db:.1f}")
-    return Group(made, Text(_exempt(result) if result.centred else f"Nothing is centred: {result.reason}."))
+    about = _exempt(result) if result.centred else f"Nothing is centred: {result.reason}."
+    return Group(_headline(result), made, Text(about))
 
 
 def centring_summary(result: Centring) -> RenderableType:
     """In a few lines."""
-    head = Text(f"{result.model} ({result.description})", style="bold")
+    head = _headline(result)
     if result.reason:
         return Group(head, Text(f"TQ caches store its keys as they are: {result.reason}."))
     layers = [number for number, layer in enumerate(result.layers) if layer.centred]
@@ -96,6 +97,10 @@ def centring_summary(result: Centring) -> RenderableType:
         f"TQ caches centre the keys of {result.centred} of {result.heads} heads, in layers {_ranges(layers)}"
     )
     return Group(head, Text(f"{what}, for a gain of {result.gain_db:.1f} dB.\n{_exempt(result)}"))
+
+
+def _headline(result: Centring) -> Text:
+    return Text(f"{result.model} ({result.description})", style="bold")
 
 
 def _exempt(result: Centring) -> str:
