@@ -108,14 +108,14 @@ def _exempt(result: Centring) -> str:
     first = ["position 0"] if result.first_is_plain else []
     tokens = [repr(token.text) if token.text else f"token {token.id}" for token in result.plain_tokens]
     lines = [f"Stored as they are: {', '.join([*first, *tokens]) or 'no keys'}."]
-    if result.copy:
-        lines.append(f"The means came from {result.source}, and are in {result.copy} now.")
-    elif result.source == MEASURED:
-        kept = Path(result.side_file).is_file() if result.side_file else False
+    if result.source == MEASURED:
+        kept = bool(result.side_file) and Path(result.side_file).is_file()
         where = f"kept in {result.side_file}" if kept else "not kept: no cache folder can be written"
         lines.append(f"The means were measured just now, and are {where}.")
     else:
         lines.append(f"The means are in {result.source}.")
+    if result.copy:
+        lines.append(f"{result.copy} has them inside.")
     if not result.on:
         lines.append("But centring is switched off: LLAMA_TQ_CENTRE=off.")
     return "\n".join(lines)
