@@ -129,7 +129,7 @@ def main() -> None:
     """Measure, compare and plan quantised KV caches of llama.cpp.
 
     A cache type is one of llama.cpp's own or tq4_0, tq3_0, tq2_1; K and V can have different ones, written
-    q8_0/tq3_0.
+    q8_0/tq3_0. "tq4_0 uncentred" stores keys as they are, without key centring.
     """
 
 
