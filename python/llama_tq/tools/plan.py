@@ -30,7 +30,7 @@ class PairPlan:
     bytes_per_token: int
     """What one more token of context costs, far from the start."""
     fixed_bytes: int
-    """What does not grow with the context: full sliding windows and recurrent states."""
+    """What does not grow with the context: full sliding windows, recurrent states, means of centred keys."""
     cache_bytes: int
     """The cache for `Plan.n_ctx` tokens."""
     total_bytes: int
