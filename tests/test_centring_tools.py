@@ -169,7 +169,7 @@ def test_copy_has_everything_of_the_original(tmp_path):
     assert new.alignment == old.alignment == 128
     assert new.data_offset % 128 == 0
     added = [name for name in new.fields if name not in old.fields]
-    assert {"tq.centre.version", "tq.centre.plain_tokens", "tq.centre.mean.2"} <= set(added)
+    assert {"tq.centre.version", "tq.centre.mean.2"} <= set(added)
     assert all(name.startswith("tq.centre.") for name in added)
     for name, field in old.fields.items():
         if name != "GGUF.kv_count":
