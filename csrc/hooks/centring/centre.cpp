@@ -14,6 +14,7 @@
 #include "llama-io.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
+#include "llama-memory-hybrid-idx.h"
 #include "llama-memory-hybrid-iswa.h"
 #include "llama-memory-hybrid.h"
 #include "llama-model.h"
@@ -84,6 +85,9 @@ void llama_tq_turn(const llama_tq_rope & rope, int head, const float * x, const 
 // --- of a cache ---
 
 std::vector<llama_kv_cache *> llama_tq_caches(llama_memory_i * memory) {
+    if (dynamic_cast<llama_memory_hybrid_idx *>(memory)) {
+        return {}; // a cache of its own kind, though it is a llama_memory_hybrid too
+    }
     if (auto * cache = dynamic_cast<llama_kv_cache *>(memory)) {
         return {cache};
     }
@@ -235,7 +239,10 @@ void llama_tq_centre_caches(const llama_model & model, const llama_cparams & cpa
     if (!llama_tq_is(type_k) || !llama_tq_centring_on() || caches.empty()) {
         return;
     }
-    const std::string reason = llama_tq_not_centred(model);
+    std::string reason = llama_tq_not_centred(model);
+    if (cparams.ctx_other || cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        reason = "a draft context, whose layers no prompt has shown"; // what it shares is centred as in the other
+    }
     if (!reason.empty()) {
         LLAMA_LOG_INFO("%s: keys are not centred: %s\n", __func__, reason.c_str());
         return;

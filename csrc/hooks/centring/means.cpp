@@ -29,6 +29,9 @@ std::string llama_tq_not_centred(const llama_model & model) {
     if (hparams.n_pos_per_embd() > 1) {
         return "M-RoPE: a position is more than one number";
     }
+    if (model.arch == LLM_ARCH_DFLASH) {
+        return "DFlash: a pass of its own stores keys";
+    }
     if (llama_model_has_encoder(&model)) {
         return "an encoder: the prompt that shows the mean keys is read by decoders only";
     }
@@ -46,10 +49,11 @@ struct prompt {
 
 prompt make_prompt(const llama_model & model) {
     const llama_vocab * vocab = llama_model_get_vocab(&model);
-    const int n_vocab = llama_vocab_n_tokens(vocab);
+    const int n_vocab = llama_vocab_n_tokens(vocab), n_train = llama_model_n_ctx_train(&model);
+    const int most = n_train > 0 ? std::min(n_train, LLAMA_TQ_PROMPT_TOKENS) : LLAMA_TQ_PROMPT_TOKENS;
     prompt p;
     if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
-        for (int i = 0; i < LLAMA_TQ_PROMPT_TOKENS; i++) {
+        for (int i = 0; i < most; i++) {
             p.tokens.push_back((llama_token) (i * 7919LL % std::max(1, n_vocab)));
         }
         p.text = (int) p.tokens.size();
@@ -66,7 +70,7 @@ prompt make_prompt(const llama_model & model) {
     p.tokens.resize(text.size() + 8);
     const int n = llama_tokenize(vocab, text.data(), (int32_t) text.size(), p.tokens.data(), (int32_t) p.tokens.size(),
                                  /*add_special =*/true, /*parse_special =*/false);
-    p.text = std::min(std::max(n, 0), LLAMA_TQ_PROMPT_TOKENS - (int) special.size());
+    p.text = std::min(std::max(n, 0), std::max(0, most - (int) special.size()));
     p.tokens.resize((size_t) p.text);
     p.tokens.insert(p.tokens.end(), special.begin(), special.end());
     return p;
