@@ -1,7 +1,7 @@
 """A copy of a GGUF file with the mean keys among its metadata, where llama.cpp looks for them.
 
-Both are copied as bytes, so nothing can change: gguf's own writer leaves out empty arrays, and with them the
-list of plain tokens of most models. gguf's reader says where things are.
+Both are copied as bytes, so nothing can change: gguf's own writer refuses empty arrays and text that is not
+UTF-8. gguf's reader says where things are.
 """
 
 from __future__ import annotations
