@@ -56,7 +56,7 @@ def test_generates_text(model, name):
     ("arguments", "expected"),
     [
         ({}, False),
-        ({"type_k": "tq4_0"}, False),
+        ({"type_k": "tq4_0"}, True),
         ({"type_v": "f16"}, False),
         ({"type_v": "bf16"}, False),
         ({"type_v": "tq4_0"}, True),

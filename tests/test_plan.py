@@ -56,6 +56,8 @@ def test_allocation(tiny, caplog):
     name, path = tiny
     for pair in (REFERENCE, Pair("q4_0", "q4_0") if name == "latent" else Pair("tq4_0", "tq2_1")):
         (row,) = plan(path, n_ctx=N_CTX, pairs=[pair]).pairs
+        with Model(path) as model, model.context(pair, STEP):
+            pass  # the first one measures mean keys, in a context that the log shows as well
         caplog.clear()
         with (
             caplog.at_level(logging.DEBUG, "llama_tq.native"),

@@ -74,8 +74,8 @@ py::dict means_of(std::uintptr_t address, int threads) {
     py::list layers;
     for (const llama_tq_means::layer & layer : means->layers) {
         layers.append(py::dict(py::arg("mean") = py::array_t<float>(layer.mean.size(), layer.mean.data()),
-                               py::arg("heads") = layer.heads, py::arg("before") = layer.before,
-                               py::arg("after") = layer.after));
+                               py::arg("kv_heads") = layer.kv_heads, py::arg("heads") = layer.heads,
+                               py::arg("before") = layer.before, py::arg("after") = layer.after));
     }
     return py::dict(py::arg("layers") = layers, py::arg("first_is_plain") = means->first_is_plain,
                     py::arg("plain_tokens") = means->plain, py::arg("source") = means->source,

@@ -264,7 +264,7 @@ void llama_tq_centre_caches(const llama_model & model, const llama_cparams & cpa
             const llama_tq_means::layer & l = means->layers[il];
             if (l.before > 0) {
                 centred += l.heads;
-                heads += (int) model.hparams.n_head_kv((uint32_t) il);
+                heads += l.kv_heads;
                 before += std::log10(l.before);
                 after += std::log10(l.after);
             }

@@ -282,6 +282,7 @@ llama_tq_means llama_tq_measure(const llama_model & model, int n_threads) {
             const keys k = read_keys(model, rope, *cache, (int) il, n);
             means.layers[il] = measure_layer(k, rope, text.text);
             means.layers[il].turned = turned;
+            means.layers[il].kv_heads = k.heads;
             judge_positions(k, rope, means.layers[il], change);
         }
     }

@@ -16,6 +16,7 @@ constexpr int LLAMA_TQ_CHUNK = 64; // positions that share a centre
 struct llama_tq_means {
     struct layer {
         std::vector<float> mean;     // [kv heads][head]; zeros for a head that is left as it is
+        int kv_heads = 0;            // of the layer; 0 where it has no ordinary cache
         int heads = 0;               // that are centred
         bool turned = true;          // by RoPE, as the graph shows: hyperparameters do not tell of all models
         float before = 0, after = 0; // energy of the keys of tokens that the mean was not taken from

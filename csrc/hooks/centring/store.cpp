@@ -126,6 +126,7 @@ std::shared_ptr<llama_tq_means> llama_tq_read_means(const gguf_context * gguf, c
         layer.turned = turned[il] != 0;
         layer.before = before[il];
         layer.after = after[il];
+        layer.kv_heads = layer.before > 0 ? (int) model.hparams.n_head_kv((uint32_t) il) : 0;
         const size_t size = (size_t) model.hparams.n_embd_k_gqa((uint32_t) il);
         if (layer.heads > 0 &&
             (!read_array(gguf, key_mean(il), GGUF_TYPE_FLOAT32, layer.mean) || layer.mean.size() != size)) {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import llama_cpp
 import numpy as np
 
 from .. import _native
@@ -88,7 +87,7 @@ def means(model: Model) -> Means:
             raise InputError(f"The mean keys of {model.name} cannot be measured: {error}.") from None
     return Means(
         tuple(
-            LayerMeans(_heads(model, layer), layer["heads"], layer["before"], layer["after"], layer["mean"])
+            LayerMeans(layer["kv_heads"], layer["heads"], layer["before"], layer["after"], layer["mean"])
             for layer in found["layers"]
         ),
         found["first_is_plain"],
@@ -101,10 +100,3 @@ def means(model: Model) -> Means:
 def not_centred(model: Model) -> str | None:
     """Why no context of the model centres its keys; None if they do. Needs no weights."""
     return _native.not_centred(model.address) or None
-
-
-def _heads(model: Model, layer: dict) -> int:
-    if "kv_heads" in layer:
-        return layer["kv_heads"]
-    size, common = len(layer["mean"]), llama_cpp.llama_model_n_head_kv(model._model)
-    return (common if common and size % common == 0 else 1) if size else 0
