@@ -34,8 +34,9 @@ enum { GGML_TQ_PARAM_ROPE_DIMS = 14, GGML_TQ_PARAM_NEOX };
 TQ_API void ggml_tq_set_centre(struct ggml_tensor * flash_attn, struct ggml_tensor * query, struct ggml_tensor * mean,
                                struct ggml_tensor * turns, struct ggml_tensor * chunk, int rope_dims, bool neox);
 
-// An RPC server tells in a byte of its handshake, which is 0 in other servers, that all its devices have the types.
-#define GGML_TQ_FORMAT ((GGML_TYPE_TQ4_0 - 1024) / 16) // FORMAT.md's version
+// An RPC server tells in a byte of its handshake, which is 0 in other servers, that all its devices have the types, and
+// attention that adds the offsets of centred keys.
+#define GGML_TQ_FORMAT ((GGML_TYPE_TQ4_0 - 1024) / 16 * 16 + 1) // FORMAT.md's version, and CENTRING.md's
 TQ_API uint8_t ggml_tq_format_of(const ggml_backend_t * backends, size_t count);
 
 #ifdef __cplusplus
