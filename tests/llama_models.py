@@ -150,8 +150,8 @@ def biased(
     means: list[np.ndarray] | None = None,
 ) -> None:
     """Keys with a large bias, the same everywhere. RoPE turns pairs (i, i + head / 2) in seed_oss,
-    (2i, 2i + 1) in llama, and in three of four layers of smollm3. `scaling` yarn turns otherwise.
-    `means` come with the model.
+    (2i, 2i + 1) in llama, and in three of four layers of smollm3. `scaling` is yarn, or "factors"
+    of frequencies. `means` come with the model.
     """
     neox = architecture == "seed_oss"
     layers = 4 if architecture == "smollm3" else 2
@@ -159,7 +159,9 @@ def biased(
     model.writer.add_rope_dimension_count(head)
     if means:
         model.means_of(means, first_is_plain=False, plain_tokens=())
-    if scaling:
+    if scaling == "factors":
+        model.writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, head // 2, dtype=np.float32))
+    elif scaling:
         model.writer.add_rope_scaling_type(gguf.RopeScalingType(scaling))
         model.writer.add_rope_scaling_factor(4.0)
         model.writer.add_rope_scaling_orig_ctx_len(128)

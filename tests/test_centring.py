@@ -28,6 +28,7 @@ BIASED = {
     "adjacent": (llama_models.biased, 128, "llama"),
     "parts-of-32": (llama_models.biased, 96, "llama"),
     "yarn": (llama_models.biased, 64, "llama", 1, "yarn"),
+    "factors": (llama_models.biased, 64, "llama", 1, "factors"),
     "no-rope": (llama_models.biased, 64, "smollm3"),  # in the last of four layers
 }
 # With means as large as the keys that are not theirs: noise grows by 3 dB, and no more.
