@@ -11,7 +11,7 @@
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #    define TQ_FN static __device__ __forceinline__
-#    define TQ_TABLE static __constant__ const
+#    define TQ_TABLE static constexpr __constant__
 #    define TQ_MUL(a, b) __fmul_rn(a, b)
 #    define TQ_PRMT(a, b, s) __byte_perm(a, b, s)
 #    define TQ_BITS(f) __float_as_uint(f)

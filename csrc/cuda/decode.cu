@@ -1,0 +1,662 @@
+// Attention for few query columns (query heads of a KV head, times tokens): each block of the cache is unpacked once for
+// all of them, straight into the registers that mma wants. Bytes come from memory packed and stay packed in shared
+// memory; no value is ever stored unpacked.
+//
+// A warp works alone on tiles of 32 cache rows, three stages of cp.async deep, with its own running maximum; the warps
+// of a block, and then the blocks of a split cache, are merged at the end. Lane = 4g + t.
+//
+//   scores    S^T = K Q^T: rows of the cache are the 16 of mma, columns its 8. A lane must hold 4 values of each of two
+//             rows in every step of 16; which, is free as long as Q agrees. So it takes one whole block t (and t + 4) of
+//             rows g and g + 8: one scale word and one choice of codebook for 32 values. Eight steps use them up.
+//   weights   exp2 of S^T, two columns to a lane, packed and transposed by movmatrix into the operand of the next product
+//   values    O^T = V^T P^T: 16 values of the head by 8 columns. A lane must hold 4 rows of every value that it owns; it
+//             owns half block g (and g + 8), so the 16 values of a half block in rows t, t + 4, t + 8, t + 12.
+//             Pairs of rows are interleaved as bytes, before they are widened.
+//
+// Row g of the first product is row (g >> 1) + 4 (g & 1) of the tile, so that the rows of a lane in the second lie one
+// apart and not two, which halves its bank conflicts.
+#include <cmath>
+
+#include "split.h"
+#include "unpack.cuh"
+
+namespace tq_cuda {
+
+namespace {
+
+constexpr int most_warps = 4; // of a block; fewer where shared memory is short
+constexpr int tile = 32; // rows
+constexpr int stages = 3;
+constexpr unsigned all = 0xFFFFFFFFu;
+constexpr float log2e = 1.44269504f;
+
+struct arguments {
+    tq_cuda_attn a;
+    staging k, v;
+    int group, columns, column_tiles, splits, tiles, warps;
+    int stage_bytes, v_offset, mask_offset; // of a stage of a warp
+    float * partial;                        // [stream, token, head, split, v.dim], where there are several splits
+    float2 * partial_state;                 // maximum and sum of each of its rows
+};
+
+template <int D, int NT> struct work {
+    static constexpr int columns = 8 * NT, key_blocks = D / 128, value_halves = D / 128;
+    unsigned q[NT][8 * key_blocks][2];
+    float o[NT][8 * value_halves][4];
+    float s[2][NT][4];
+};
+
+template <int type, int D, int NT>
+__device__ __forceinline__ void scores(work<D, NT> & w, const char * rows, int stride, int blocks, int lane) {
+    using F = format<type>;
+    const int g = lane >> 2, t = lane & 3, first = (g >> 1) + 4 * (g & 1);
+    const books b = F::load_books();
+#pragma unroll
+    for (int u = 0; u < w.key_blocks; u++) {
+        // past the end the query is zero
+        const int place = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            const char * block0 = rows + (16 * m + first) * stride + place;
+            const char * block1 = block0 + 8 * stride;
+            half_block r0[2], r1[2];
+            if constexpr (type != TQ_CUDA_F16) {
+                load_both<type>(block0, b, r0);
+                load_both<type>(block1, b, r1);
+            }
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                half2 x0[8], x1[8];
+                if constexpr (type == TQ_CUDA_F16) {
+                    values_of_f16(block0, h, x0);
+                    values_of_f16(block1, h, x1);
+                } else {
+                    values_of<type>(r0[h], x0);
+                    values_of<type>(r1[h], x1);
+                }
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    const unsigned a[4] = {as_word(x0[2 * r]), as_word(x1[2 * r]), as_word(x0[2 * r + 1]),
+                                           as_word(x1[2 * r + 1])};
+#pragma unroll
+                    for (int n = 0; n < NT; n++) {
+                        mma(w.s[m][n], a, w.q[n][8 * u + 4 * h + r]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <int type, int D, int NT>
+__device__ __forceinline__ void values(work<D, NT> & w, const unsigned (&p)[2][NT][2], const char * rows, int stride,
+                                       int halves, int lane) {
+    using F = format<type>;
+    const int g = lane >> 2, t = lane & 3;
+    const books b = F::load_books();
+#pragma unroll
+    for (int m = 0; m < 2; m++) {
+#pragma unroll
+        for (int u = 0; u < w.value_halves; u++) {
+            const int half = g + 8 * u < halves ? g + 8 * u : 0; // past the end nobody reads the sums
+            const char * block = rows + (16 * m + t) * stride + (half >> 1) * F::block_bytes;
+            if constexpr (type == TQ_CUDA_F16) {
+                unsigned x[2][4][4]; // sub-block, row, word
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    load_words(block + 4 * i * stride + 16 * (half & 1), x[0][i]);
+                    load_words(block + 4 * i * stride + 16 * (half & 1) + 32, x[1][i]);
+                }
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+#pragma unroll
+                    for (int part = 0; part < 2; part++) {
+                        const unsigned pick = part ? 0x7632 : 0x5410;
+                        const unsigned a[4] = {
+                            __byte_perm(x[0][0][r], x[0][1][r], pick), __byte_perm(x[1][0][r], x[1][1][r], pick),
+                            __byte_perm(x[0][2][r], x[0][3][r], pick), __byte_perm(x[1][2][r], x[1][3][r], pick)};
+#pragma unroll
+                        for (int n = 0; n < NT; n++) {
+                            mma(w.o[n][8 * u + 2 * r + part], a, p[m][n]);
+                        }
+                    }
+                }
+            } else {
+                half_block x[4];
+                half2 scale[2][2], offset[2][2]; // pair of rows, sub-block
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    x[i] = load_half<type>(block + 4 * i * stride, half & 1, b);
+                }
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const unsigned s0 = as_word(x[2 * i].scale), s1 = as_word(x[2 * i + 1].scale);
+                    scale[i][0] = as_half2(__byte_perm(s0, s1, 0x5410));
+                    scale[i][1] = as_half2(__byte_perm(s0, s1, 0x7632));
+                    offset[i][0] = offset_of_scale(scale[i][0]);
+                    offset[i][1] = offset_of_scale(scale[i][1]);
+                }
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+#pragma unroll
+                    for (int part = 0; part < 2; part++) {
+                        const unsigned pick = part ? 0x7362 : 0x5140;
+                        const unsigned y0 = __byte_perm(x[0].level[r], x[1].level[r], pick);
+                        const unsigned y1 = __byte_perm(x[2].level[r], x[3].level[r], pick);
+                        const unsigned a[4] = {as_word(scaled<type>(widen_low(y0), scale[0][0], offset[0][0])),
+                                               as_word(scaled<type>(widen_high(y0), scale[0][1], offset[0][1])),
+                                               as_word(scaled<type>(widen_low(y1), scale[1][0], offset[1][0])),
+                                               as_word(scaled<type>(widen_high(y1), scale[1][1], offset[1][1]))};
+#pragma unroll
+                        for (int n = 0; n < NT; n++) {
+                            mma(w.o[n][8 * u + 2 * r + part], a, p[m][n]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+// The offset that centred keys with this id add to the scores of column g (and 8 more), before the scale; to all lanes
+// of a column. G is in shared memory, a row of `stride` floats for each column.
+template <int NT>
+__device__ __forceinline__ void centre(float (&offset)[NT], const float * G, int stride, const float * turns, int id,
+                                       int dim, int lane) {
+    const int g = lane >> 2, t = lane & 3, quarter = dim / 4;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        offset[n] = 0.0f;
+    }
+    if (id != 0) {
+        const float * row = turns + (int64_t) id * dim + t * quarter;
+        const float * column = G + g * stride + t * quarter;
+        for (int i = 0; i < quarter; i += 4) {
+            const float4 y = *reinterpret_cast<const float4 *>(row + i);
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                const float4 x = *reinterpret_cast<const float4 *>(column + 8 * n * stride + i);
+                offset[n] += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            offset[n] += __shfl_xor_sync(all, offset[n], 1);
+            offset[n] += __shfl_xor_sync(all, offset[n], 2);
+        }
+    }
+}
+
+template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void decode(const arguments p) {
+    using W = work<D, NT>;
+    extern __shared__ __align__(16) char shared[];
+    const tq_cuda_attn & a = p.a;
+    const int warps = p.warps, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+    const int split = blockIdx.x, kv_head = blockIdx.y / p.column_tiles, stream = blockIdx.z;
+    const int first_column = blockIdx.y % p.column_tiles * W::columns;
+    const int kv_stream = stream / (a.streams / a.kv_streams);
+    char * const mine = shared + warp * stages * p.stage_bytes;
+    float * const G = reinterpret_cast<float *>(shared + warps * stages * p.stage_bytes);
+    const int G_stride = a.k.dim + 4;
+
+    const auto token_of = [&](int column) { return min(first_column + column, p.columns - 1) / p.group; };
+    const auto head_of = [&](int column) {
+        return kv_head * p.group + min(first_column + column, p.columns - 1) % p.group;
+    };
+    const auto slope_of = [&](int column) {
+        if (a.max_bias == 0.0f) {
+            return 1.0f;
+        }
+        const int head = head_of(column), power = 1 << (31 - __clz(a.heads));
+        return exp2f(-a.max_bias / power * (head < power ? head + 1 : head - power + 0.5f));
+    };
+
+    // --- the queries, each as halves of at most 2 in magnitude, and the power of two that was taken out ---
+    W w;
+    float factor[NT][2], slope[NT][2];
+    int mask_of[NT][2];
+    const bool planes = a.k.type == TQ_TYPE_TQ3_0 || a.k.type == TQ_TYPE_TQ2_1;
+    const bool k_is_tq = a.k.type < TQ_TYPE_COUNT, v_is_tq = a.v.type < TQ_TYPE_COUNT;
+    const int first_token = token_of(0), key_blocks = a.k.dim / TQ_BLOCK, value_halves = a.v.dim / 16;
+    const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        const int column = g + 8 * n;
+        const char * q = a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride +
+                         stream * a.q_stream_stride;
+        const bool is_there = first_column + column < p.columns;
+        float top = 0.0f;
+        for (int i = t; i < a.k.dim; i += 4) {
+            top = fmaxf(top, fabsf(reinterpret_cast<const float *>(q)[i]));
+        }
+        top = fmaxf(top, __shfl_xor_sync(all, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(all, top, 2));
+        const unsigned exponent = max(min(__float_as_uint(top) >> 23, 253u), 1u);
+        const float down = __uint_as_float((254 - exponent) << 23), up = __uint_as_float(exponent << 23);
+#pragma unroll
+        for (int u = 0; u < W::key_blocks; u++) {
+            const int block = t + 4 * u;
+            const float * x = reinterpret_cast<const float *>(q) + TQ_BLOCK * block;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    half2 pair = __float2half2_rn(0.0f);
+                    if (is_there && block < key_blocks) {
+                        pair = __floats2half2_rn(x[tq_dev_place(planes, i >> 2, i & 3, 2 * j)] * down,
+                                                 x[tq_dev_place(planes, i >> 2, i & 3, 2 * j + 1)] * down);
+                    }
+                    w.q[n][8 * u + i][j] = as_word(pair);
+                }
+            }
+        }
+        const float unit = up * (k_is_tq ? 16.0f : 1.0f) * to_score;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int c = 2 * t + j;
+            factor[n][j] = __shfl_sync(all, unit, 4 * c);
+            slope[n][j] = slope_of(c + 8 * n) * log2e;
+            mask_of[n][j] = (a.mask_heads > 1 ? c + 8 * n : token_of(c + 8 * n) - first_token) * tile;
+        }
+#pragma unroll
+        for (int i = 0; i < 8 * W::value_halves; i++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                w.o[n][i][j] = 0.0f;
+            }
+        }
+    }
+
+    if (a.q_plain) {
+        for (int i = threadIdx.x; i < W::columns * a.k.dim; i += warps * 32) {
+            const int column = i / a.k.dim, x = i - column * a.k.dim;
+            const float * q = reinterpret_cast<const float *>(
+                a.q_plain + token_of(column) * a.qp_token_stride + head_of(column) * a.qp_head_stride +
+                stream * a.qp_stream_stride);
+            const float * mean = a.mean + kv_head * a.k.dim;
+            G[column * G_stride + x] = paired(q, mean, x, a.n_rot, a.neox);
+        }
+        __syncthreads();
+    }
+
+    // --- the tiles of this warp ---
+    const int64_t unit = (int64_t) p.splits * warps, rank = (int64_t) split * warps + warp;
+    const int last_tile = (int) (p.tiles * (rank + 1) / unit);
+    int candidate = (int) (p.tiles * rank / unit);
+
+    const char * const keys = a.k.data + kv_head * a.k.head_stride + kv_stream * a.k.stream_stride;
+    const char * const cells = a.v.data + kv_head * a.v.head_stride + kv_stream * a.v.stream_stride;
+    const int * const ids = a.q_plain ? a.ids + (int64_t) kv_stream * a.kv_rows : nullptr;
+    const int masks = a.mask_heads > 1 ? W::columns : token_of(W::columns - 1) - first_token + 1;
+    const auto mask_at = [&](int i, int row) {
+        if (row >= a.kv_rows) {
+            return -INFINITY;
+        }
+        if (!a.mask) {
+            return 0.0f;
+        }
+        const int token = a.mask_heads > 1 ? token_of(i) : first_token + i;
+        const int head = a.mask_heads > 1 ? head_of(i) % a.mask_heads : 0;
+        const char * m = a.mask + token * a.mask_token_stride + head * a.mask_head_stride +
+                         stream % a.mask_streams * a.mask_stream_stride;
+        return __half2float(reinterpret_cast<const half *>(m)[row]);
+    };
+    // The mask decides which tile is read next, so that of the next candidate is already here.
+    float ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0.0f;
+
+    // Starts to read the next tile that a query sees, and answers its first row, or -1.
+    const auto start = [&](int stage) {
+        char * const to = mine + stage * p.stage_bytes;
+        float * const mask = reinterpret_cast<float *>(to + p.mask_offset);
+        int row = -1;
+        while (row < 0 && candidate < last_tile) {
+            const int first = candidate * tile;
+            float m = ahead;
+            candidate++;
+            ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0.0f;
+            bool seen = m != -INFINITY;
+            mask[lane] = m;
+            for (int i = 1; i < masks; i++) {
+                m = mask_at(i, first + lane);
+                seen |= m != -INFINITY;
+                mask[i * tile + lane] = m;
+            }
+            if (__any_sync(all, seen)) {
+                row = first;
+            }
+        }
+        if (row >= 0) {
+            const int rows = min(tile, a.kv_rows - row);
+            copy_rows(to, p.k, keys + row * a.k.row_stride, a.k.row_stride, rows, lane);
+            copy_rows(to + p.v_offset, p.v, cells + row * a.v.row_stride, a.v.row_stride, rows, lane);
+            if (rows < tile) { // what lies there may be no number
+                for (int i = lane; i < (tile - rows) * p.k.stride / 4; i += 32) {
+                    reinterpret_cast<unsigned *>(to + rows * p.k.stride)[i] = 0;
+                }
+                for (int i = lane; i < (tile - rows) * p.v.stride / 4; i += 32) {
+                    reinterpret_cast<unsigned *>(to + p.v_offset + rows * p.v.stride)[i] = 0;
+                }
+            }
+        }
+        copy_commit();
+        return row;
+    };
+
+    float top[NT][2], sum[NT][2], offset[NT][2];
+    int offset_id = 0;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            top[n][j] = -INFINITY;
+            sum[n][j] = offset[n][j] = 0.0f;
+        }
+    }
+
+    int row = start(0), next = start(1), stage = 0;
+    while (row >= 0) {
+        copy_wait<1>();
+        __syncwarp();
+        const int after = start(stage == 0 ? 2 : stage - 1);
+        const char * const here = mine + stage * p.stage_bytes;
+        const float * const mask = reinterpret_cast<const float *>(here + p.mask_offset);
+
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    w.s[m][n][j] = 0.0f;
+                }
+            }
+        }
+        switch (a.k.type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                             \
+    case TQ_TYPE_##NAME:                                                               \
+        scores<TQ_TYPE_##NAME>(w, here, p.k.stride, key_blocks, lane);                 \
+        break;
+#include "types.def"
+#undef TQ_TYPE
+            case TQ_CUDA_Q8_0:
+                scores<TQ_CUDA_Q8_0>(w, here, p.k.stride, key_blocks, lane);
+                break;
+            default:
+                scores<TQ_CUDA_F16>(w, here, p.k.stride, key_blocks, lane);
+        }
+
+        const int first_row = (g >> 1) + 4 * (g & 1);
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    w.s[m][n][j] *= factor[n][j & 1];
+                }
+            }
+        }
+        if (ids) {
+            const int id = row + lane < a.kv_rows ? ids[row + lane] : 0;
+            unsigned todo = all;
+            while (todo) { // chunks are runs of rows: once or twice
+                const int this_id = __shfl_sync(all, id, __ffs(todo) - 1);
+                const unsigned same = __ballot_sync(all, id == this_id);
+                todo &= ~same;
+                if (this_id != offset_id) {
+                    float by_column[NT];
+                    centre(by_column, G, G_stride, a.turns, this_id, a.k.dim, lane);
+#pragma unroll
+                    for (int n = 0; n < NT; n++) {
+#pragma unroll
+                        for (int j = 0; j < 2; j++) {
+                            offset[n][j] = __shfl_sync(all, by_column[n], 4 * (2 * t + j)) * to_score;
+                        }
+                    }
+                    offset_id = this_id;
+                }
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const bool has = same >> (8 * i + first_row) & 1;
+#pragma unroll
+                    for (int n = 0; n < NT; n++) {
+                        w.s[i >> 1][n][(i & 1) * 2] += has ? offset[n][0] : 0.0f;
+                        w.s[i >> 1][n][(i & 1) * 2 + 1] += has ? offset[n][1] : 0.0f;
+                    }
+                }
+            }
+        }
+        if (a.softcap != 0.0f) {
+#pragma unroll
+            for (int m = 0; m < 2; m++) {
+#pragma unroll
+                for (int n = 0; n < NT; n++) {
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        w.s[m][n][j] = capped(w.s[m][n][j]) * (a.softcap * log2e);
+                    }
+                }
+            }
+        }
+
+        bool moved = false;
+        float shrink[NT][2];
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float * by_row = mask + mask_of[n][j] + first_row;
+                float most = top[n][j];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float & s = w.s[i >> 1][n][(i & 1) * 2 + j];
+                    s += slope[n][j] * by_row[8 * i];
+                    most = fmaxf(most, s);
+                }
+                most = fmaxf(most, __shfl_xor_sync(all, most, 4));
+                most = fmaxf(most, __shfl_xor_sync(all, most, 8));
+                most = fmaxf(most, __shfl_xor_sync(all, most, 16));
+                moved |= most > top[n][j];
+                const float base = most == -INFINITY ? 0.0f : most - headroom;
+                shrink[n][j] = exp2f(top[n][j] - most);
+                top[n][j] = most;
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float & s = w.s[i >> 1][n][(i & 1) * 2 + j];
+                    s = exp2f(s - base);
+                }
+            }
+        }
+        if (__any_sync(all, moved)) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    const float by = top[n][j] == -INFINITY ? 1.0f : shrink[n][j];
+                    sum[n][j] *= by;
+#pragma unroll
+                    for (int i = 0; i < 8 * W::value_halves; i++) {
+                        w.o[n][i][j] *= by;
+                        w.o[n][i][j + 2] *= by;
+                    }
+                }
+            }
+        }
+        unsigned weights[2][NT][2];
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    sum[n][0] += w.s[m][n][2 * i];
+                    sum[n][1] += w.s[m][n][2 * i + 1];
+                    weights[m][n][i] =
+                        transpose(as_word(__floats2half2_rn(w.s[m][n][2 * i], w.s[m][n][2 * i + 1])));
+                }
+            }
+        }
+
+        switch (a.v.type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                  \
+    case TQ_TYPE_##NAME:                                                                                    \
+        values<TQ_TYPE_##NAME>(w, weights, here + p.v_offset, p.v.stride, value_halves, lane);              \
+        break;
+#include "types.def"
+#undef TQ_TYPE
+            case TQ_CUDA_Q8_0:
+                values<TQ_CUDA_Q8_0>(w, weights, here + p.v_offset, p.v.stride, value_halves, lane);
+                break;
+            default:
+                values<TQ_CUDA_F16>(w, weights, here + p.v_offset, p.v.stride, value_halves, lane);
+        }
+        __syncwarp(); // before the next start() writes to this stage
+        row = next;
+        next = after;
+        stage = stage == 2 ? 0 : stage + 1;
+    }
+
+    // --- the warps of the block, merged ---
+    copy_wait<0>();
+    __syncthreads();
+    float * const state = reinterpret_cast<float *>(shared); // [warp][maximum, sum][column]
+    float * const sums = state + warps * 2 * W::columns;     // [warp][column][value, one more]
+    const int sums_stride = a.v.dim + 1;
+    const bool v_planes = a.v.type == TQ_TYPE_TQ3_0 || a.v.type == TQ_TYPE_TQ2_1;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int column = 8 * n + 2 * t + j;
+            float total = sum[n][j];
+            total += __shfl_xor_sync(all, total, 4);
+            total += __shfl_xor_sync(all, total, 8);
+            total += __shfl_xor_sync(all, total, 16);
+            if (g == 0) {
+                state[warp * 2 * W::columns + column] = top[n][j];
+                state[warp * 2 * W::columns + W::columns + column] = total;
+            }
+#pragma unroll
+            for (int u = 0; u < W::value_halves; u++) {
+                const int half = g + 8 * u;
+                if (half < value_halves) {
+                    float * to = sums + (warp * W::columns + column) * sums_stride + (half >> 1) * TQ_BLOCK;
+#pragma unroll
+                    for (int i = 0; i < 8; i++) {
+                        to[tq_dev_place(v_planes, half & 1, i >> 1, 2 * (i & 1))] = w.o[n][8 * u + i][j];
+                        to[tq_dev_place(v_planes, half & 1, i >> 1, 2 * (i & 1) + 1)] = w.o[n][8 * u + i][j + 2];
+                    }
+                }
+            }
+        }
+    }
+    __syncthreads();
+    const float v_unit = v_is_tq ? 16.0f : 1.0f;
+    for (int column = warp; column < W::columns && first_column + column < p.columns; column += warps) {
+        float most = -INFINITY, total = 0.0f, by[most_warps];
+        for (int i = 0; i < warps; i++) {
+            most = fmaxf(most, state[i * 2 * W::columns + column]);
+        }
+#pragma unroll
+        for (int i = 0; i < most_warps; i++) {
+            const float own = i < warps ? state[i * 2 * W::columns + column] : -INFINITY;
+            by[i] = own == -INFINITY ? 0.0f : exp2f(own - most);
+            total += i < warps ? by[i] * state[i * 2 * W::columns + W::columns + column] : 0.0f;
+        }
+        const int token = token_of(column), head = head_of(column);
+        const int64_t place = ((int64_t) stream * a.tokens + token) * a.heads + head;
+        float * out = a.out + place * a.v.dim;
+        float scale = v_unit;
+        if (p.splits == 1) {
+            scale *= finish(most, total, a.sinks, head);
+        } else {
+            out = p.partial + (place * p.splits + split) * a.v.dim;
+            if (lane == 0) {
+                p.partial_state[place * p.splits + split] = make_float2(most, total);
+            }
+        }
+        for (int i = lane; i < a.v.dim; i += 32) {
+            float x = 0.0f;
+#pragma unroll
+            for (int k = 0; k < most_warps; k++) {
+                // a warp that saw nothing has zeros
+                x += k < warps ? by[k] * sums[(k * W::columns + column) * sums_stride + i] : 0.0f;
+            }
+            out[i] = x * scale;
+        }
+    }
+}
+
+template <int D, int NT> void launch(const arguments & p, size_t shared, cudaStream_t stream) {
+    const dim3 grid(p.splits, p.a.kv_heads * p.column_tiles, p.a.streams);
+    // set for every launch: it holds for the current device only
+    cudaFuncSetAttribute(decode<D, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) shared);
+    decode<D, NT><<<grid, p.warps * 32, shared, stream>>>(p);
+}
+
+// Two groups of 8 columns cost half as much again as one, and only small heads leave registers for them.
+int column_groups(const tq_cuda_attn & a) {
+    return a.tokens * (a.heads / a.kv_heads) > 8 && a.k.dim <= 128 && a.v.dim <= 128 ? 2 : 1;
+}
+
+arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & shared) {
+    arguments p = {};
+    const int columns = 8 * column_groups(a);
+    p.a = a;
+    p.k = staging_of(a.k);
+    p.v = staging_of(a.v);
+    p.group = a.heads / a.kv_heads;
+    p.columns = a.tokens * p.group;
+    p.column_tiles = (p.columns + columns - 1) / columns;
+    p.tiles = (a.kv_rows + tile - 1) / tile;
+    const auto padded = [](int bytes) { return (bytes + 15) / 16 * 16; };
+    p.v_offset = padded(tile * p.k.stride + 8); // the last block is read four bytes past its end
+    p.mask_offset = p.v_offset + padded(tile * p.v.stride + 8);
+    const int tokens = (columns + p.group - 2) / p.group + 1;
+    const int masks = a.mask_heads > 1 || tokens > columns ? columns : tokens;
+    p.stage_bytes = p.mask_offset + masks * tile * (int) sizeof(float);
+    for (p.warps = most_warps;; p.warps /= 2) {
+        const size_t working =
+            (size_t) p.warps * stages * p.stage_bytes + (a.q_plain ? columns * (a.k.dim + 4) * sizeof(float) : 0);
+        const size_t merging = (size_t) p.warps * columns * (a.v.dim + 3) * sizeof(float);
+        shared = working > merging ? working : merging;
+        if (shared <= (size_t) device.shared || p.warps == 1) {
+            break;
+        }
+    }
+
+    // As many blocks as run at once, but none with less than two tiles for each warp.
+    const int fit = device.shared / (int) (shared + 1024), resident = fit < 1 ? 1 : fit > 4 ? 4 : fit;
+    const int others = a.kv_heads * p.column_tiles * a.streams;
+    const int wanted = device.multiprocessors * resident / others, most = p.tiles / (2 * p.warps);
+    p.splits = wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
+    return p;
+}
+
+} // namespace
+
+size_t decode_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
+    size_t shared;
+    const arguments p = plan(a, device, shared);
+    return p.splits == 1 ? 0 : (size_t) a.streams * a.tokens * a.heads * p.splits * (a.v.dim + 2) * sizeof(float);
+}
+
+void decode_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream) {
+    size_t shared;
+    arguments p = plan(a, device, shared);
+    const size_t rows = (size_t) a.streams * a.tokens * a.heads * p.splits;
+    p.partial_state = static_cast<float2 *>(scratch);
+    p.partial = reinterpret_cast<float *>(p.partial_state + rows);
+    if (a.k.dim > 128 || a.v.dim > 128) {
+        launch<256, 1>(p, shared, stream);
+    } else if (column_groups(a) == 2) {
+        launch<128, 2>(p, shared, stream);
+    } else {
+        launch<128, 1>(p, shared, stream);
+    }
+    if (p.splits > 1) {
+        merge_run(a, p.splits, p.partial, p.partial_state, stream);
+    }
+}
+
+} // namespace tq_cuda
