@@ -5,7 +5,8 @@
 //   TQ_FN             storage class of a function
 //   TQ_TABLE          storage class of the codebooks
 //   TQ_MUL(a, b)      a product that is never contracted into a fused multiply-add
-//   TQ_PRMT(a, b, s)  nibble i of s picks byte i of the result among the bytes of a (0-3) and b (4-7)
+//   TQ_PRMT(a, b, s)  nibble i of s, at most 7, picks byte i of the result among the bytes of a (0-3) and b (4-7);
+//                     bits of s above the 16th do not matter
 //   TQ_BITS(f), TQ_FLOAT(u)   the bits of a float, and back
 #pragma once
 
@@ -13,7 +14,16 @@
 #    define TQ_FN static __device__ __forceinline__
 #    define TQ_TABLE static constexpr __constant__
 #    define TQ_MUL(a, b) __fmul_rn(a, b)
-#    define TQ_PRMT(a, b, s) __byte_perm(a, b, s)
+#    if defined(__HIPCC__)
+#        define TQ_PRMT(a, b, s) __byte_perm(a, b, s)
+#    else
+#        define TQ_PRMT(a, b, s) tq_cuda_prmt(a, b, s)
+static __device__ __forceinline__ unsigned tq_cuda_prmt(unsigned a, unsigned b, unsigned s) {
+    unsigned r; // __byte_perm masks its selector first
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(s));
+    return r;
+}
+#    endif
 #    define TQ_BITS(f) __float_as_uint(f)
 #    define TQ_FLOAT(u) __uint_as_float(u)
 #    define TQ_RINT(f) __float2int_rn(f)
@@ -232,7 +242,7 @@ TQ_FN int tq_dev_place(int planes, int h, int r, int b) {
 // Eight indices of a tq4_0 word: two look-ups in half a codebook each, then bit 3 of each index picks.
 TQ_FN void tq_dev_levels_4(const unsigned book[4], unsigned w, unsigned out[2]) {
     const unsigned low = w & 0x77777777u, pick = (w >> 1 & 0x44444444u) | 0x32103210u;
-    out[0] = TQ_PRMT(TQ_PRMT(book[0], book[1], low & 0xFFFF), TQ_PRMT(book[2], book[3], low & 0xFFFF), pick & 0xFFFF);
+    out[0] = TQ_PRMT(TQ_PRMT(book[0], book[1], low), TQ_PRMT(book[2], book[3], low), pick);
     out[1] = TQ_PRMT(TQ_PRMT(book[0], book[1], low >> 16), TQ_PRMT(book[2], book[3], low >> 16), pick >> 16);
 }
 
@@ -240,17 +250,17 @@ TQ_FN void tq_dev_levels_4(const unsigned book[4], unsigned w, unsigned out[2]) 
 TQ_FN void tq_dev_levels_3(const unsigned book[2], unsigned w, unsigned high, int h, unsigned out[4]) {
     const unsigned a = (w & 0x33333333u) | (high << (2 - h) & 0x44444444u);
     const unsigned b = (w >> 2 & 0x33333333u) | (high >> h & 0x44444444u);
-    out[0] = TQ_PRMT(book[0], book[1], a & 0xFFFF);
+    out[0] = TQ_PRMT(book[0], book[1], a);
     out[1] = TQ_PRMT(book[0], book[1], a >> 16);
-    out[2] = TQ_PRMT(book[0], book[1], b & 0xFFFF);
+    out[2] = TQ_PRMT(book[0], book[1], b);
     out[3] = TQ_PRMT(book[0], book[1], b >> 16);
 }
 
 // Bytes 4h..4h+3 of tq2_1. Both codebooks fit one look-up: second = 0x44444444 picks the second.
 TQ_FN void tq_dev_levels_2(const unsigned books[2], unsigned w, unsigned second, unsigned out[4]) {
     const unsigned a = (w & 0x33333333u) | second, b = (w >> 2 & 0x33333333u) | second;
-    out[0] = TQ_PRMT(books[0], books[1], a & 0xFFFF);
+    out[0] = TQ_PRMT(books[0], books[1], a);
     out[1] = TQ_PRMT(books[0], books[1], a >> 16);
-    out[2] = TQ_PRMT(books[0], books[1], b & 0xFFFF);
+    out[2] = TQ_PRMT(books[0], books[1], b);
     out[3] = TQ_PRMT(books[0], books[1], b >> 16);
 }

@@ -27,16 +27,16 @@ class Centring:
     n_rot: int
     neox: bool
 
-    def offsets(self, s: int, t: int, h: int, kv: int) -> tuple[np.ndarray, np.ndarray]:
-        """For every row, and the sum of the magnitudes of its terms."""
-        q, m = self.q_plain[s, t, h].astype(np.float64), self.mean[kv].astype(np.float64)
+    def offsets(self, s: int, h: int, kv: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of all tokens and rows, and the sums of the magnitudes of their terms."""
+        q, m = self.q_plain[s, :, h].astype(np.float64), self.mean[kv].astype(np.float64)
         g = q * m
         half = self.n_rot // 2
         x = np.arange(half) if self.neox else 2 * np.arange(half)
         y = x + half if self.neox else x + 1
-        g[x], g[y] = q[x] * m[x] + q[y] * m[y], q[y] * m[x] - q[x] * m[y]
+        g[:, x], g[:, y] = q[:, x] * m[x] + q[:, y] * m[y], q[:, y] * m[x] - q[:, x] * m[y]
         turns = self.turns.astype(np.float64)
-        return (turns @ g)[self.ids[s]], (np.abs(turns) @ np.abs(g))[self.ids[s]]
+        return (g @ turns.T)[:, self.ids[s]], (np.abs(g) @ np.abs(turns).T)[:, self.ids[s]]
 
 
 def centring(problem: Problem, pattern: str, n_rot: int, neox: bool) -> Centring:
@@ -77,7 +77,8 @@ def solve(problem: Problem, centred: Centring | None = None) -> tuple[np.ndarray
     """The answer [stream, token, head, value], and a bound of the error of a kernel.
 
     Queries are rounded to halves, relative to the power of two above their largest value. Weights are rounded to
-    halves as well; tensor cores sum in float32, and drop what lies below the last bit of the largest term.
+    halves as well; tensor cores sum in float32, and drop what lies below the last bit of the largest term. Where
+    exponentials p are off by d, the answer o moves by sum(d (v - o)) / sum(p + d).
     """
     case = problem.case
     step = 2.0**-22  # of one float operation, generously
@@ -86,15 +87,15 @@ def solve(problem: Problem, centred: Centring | None = None) -> tuple[np.ndarray
     answer = np.zeros((*problem.q.shape[:-1], case.v_dim))
     bound = np.zeros_like(answer)
     slope = attention_checks.slopes(case)
-    for s, t, h in np.ndindex(*problem.q.shape[:-1]):
+    for s, h in np.ndindex(case.streams, case.heads):
         kv = h // (case.heads // case.kv_heads)
-        q, keys, values = problem.q[s, t, h].astype(np.float64), k[s, :, kv], v[s, :, kv]
-        q_error = np.abs(q) * 2.0**-11 + np.abs(q).max() * 2.0**-24
-        score = keys @ q
-        error = np.abs(keys) @ q_error + k_error[s, :, kv] @ (np.abs(q) + q_error)
-        error += (np.abs(keys) @ np.abs(q)) * (case.k_dim + 8) * step
+        q, keys, values = problem.q[s, :, h].astype(np.float64), k[s, :, kv], v[s, :, kv]
+        q_error = np.abs(q) * 2.0**-11 + np.abs(q).max(-1, keepdims=True) * 2.0**-24
+        score = q @ keys.T
+        error = q_error @ np.abs(keys).T + (np.abs(q) + q_error) @ k_error[s, :, kv].T
+        error += (np.abs(q) @ np.abs(keys).T) * (case.k_dim + 8) * step
         if centred:
-            offset, size = centred.offsets(s, t, h, kv)
+            offset, size = centred.offsets(s, h, kv)
             score = score + offset
             error += size * (case.k_dim + 8) * step + np.abs(score) * step
         score, error = score * problem.scale, error * problem.scale
@@ -102,21 +103,25 @@ def solve(problem: Problem, centred: Centring | None = None) -> tuple[np.ndarray
             score = case.softcap * np.tanh(score / case.softcap)
             error += 8 * case.softcap * step
         if problem.mask is not None:
-            score = score + slope[h] * problem.mask[s, h % problem.mask.shape[1], t].astype(np.float64)
+            score = score + slope[h] * problem.mask[s, h % problem.mask.shape[1]].astype(np.float64)
         error += np.where(np.isinf(score), 0, np.abs(score)) * 8 * step
-        top = max(score.max(), problem.sinks[h] if case.sinks else -np.inf)
-        if score.max() == -np.inf:
-            continue
+        most = score.max(-1, keepdims=True)
+        top = np.maximum(most, problem.sinks[h] if case.sinks else -np.inf)
+        blind = most[:, 0] == -np.inf  # sees nothing: zeros
+        top[blind] = 0
         p = np.exp(score - top)
-        total = p.sum() + (np.exp(problem.sinks[h] - top) if case.sinks else 0.0)
-        # exp2 of up to 2^7 in magnitude: the argument is rounded, then the result
-        relative = np.expm1(error + 150 * step) + 2.0**-11
+        sink = np.exp(problem.sinks[h] - top) if case.sinks else np.zeros_like(top)
+        total = p.sum(-1, keepdims=True) + sink
+        total[blind] = 1
+        # exp2 of up to 2^7 in magnitude: the argument is rounded, then the result, then it becomes a half
+        off = p * (np.expm1(error + 150 * step) + 2.0**-11) + np.exp(most - top) * 2.0**-36
         out = p @ values / total
-        least = p * 0 + np.exp(score.max() - top) * 2.0**-36  # a weight that is no normal half
-        moved = (p * relative + least) @ np.abs(values - out) + case.sinks * (relative * p + least).sum() * np.abs(out)
+        moved = off @ np.abs(values) + off.sum(-1, keepdims=True) * np.abs(out)
         moved += p @ v_error[s, :, kv] + (case.rows + 64) * step * (p @ np.abs(values))
-        answer[s, t, h] = out
-        bound[s, t, h] = moved / (total - p.sum() + p @ np.exp(-error - 150 * step)) + 1e-30
+        answer[s, :, h] = np.where(blind[:, None], 0, out)
+        least = total - off.sum(-1, keepdims=True)
+        assert np.all(least > 0), "nothing can be said of so inexact scores"
+        bound[s, :, h] = np.where(blind[:, None], 0, moved / least) + 1e-30
     return answer, bound
 
 

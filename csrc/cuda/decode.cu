@@ -2,7 +2,7 @@
 // all of them, straight into the registers that mma wants. Bytes come from memory packed and stay packed in shared
 // memory; no value is ever stored unpacked.
 //
-// A warp works alone on tiles of 32 cache rows, three stages of cp.async deep, with its own running maximum; the warps
+// A warp works alone on tiles of 32 cache rows, two stages of cp.async deep, with its own running maximum; the warps
 // of a block, and then the blocks of a split cache, are merged at the end. Lane = 4g + t.
 //
 //   scores    S^T = K Q^T: rows of the cache are the 16 of mma, columns its 8. A lane must hold 4 values of each of two
@@ -26,7 +26,7 @@ namespace {
 
 constexpr int most_warps = 4; // of a block; fewer where shared memory is short
 constexpr int tile = 32; // rows
-constexpr int stages = 3;
+constexpr int stages = 2;
 constexpr unsigned all = 0xFFFFFFFFu;
 constexpr float log2e = 1.44269504f;
 
@@ -43,22 +43,23 @@ template <int D, int NT> struct work {
     static constexpr int columns = 8 * NT, key_blocks = D / 128, value_halves = D / 128;
     unsigned q[NT][8 * key_blocks][2];
     float o[NT][8 * value_halves][4];
+    float sum[NT][4]; // of the rounded weights, by the same mma: times ones
     float s[2][NT][4];
 };
 
 template <int type, int D, int NT>
-__device__ __forceinline__ void scores(work<D, NT> & w, const char * rows, int stride, int blocks, int lane) {
+__device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, int blocks, int lane) {
     using F = format<type>;
     const int g = lane >> 2, t = lane & 3, first = (g >> 1) + 4 * (g & 1);
     const books b = F::load_books();
 #pragma unroll
     for (int u = 0; u < w.key_blocks; u++) {
         // past the end the query is zero
-        const int place = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
+        const int block = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
 #pragma unroll
         for (int m = 0; m < 2; m++) {
-            const char * block0 = rows + (16 * m + first) * stride + place;
-            const char * block1 = block0 + 8 * stride;
+            const place block0 = rows + (16 * m + first) * stride + block;
+            const place block1 = block0 + 8 * stride;
             half_block r0[2], r1[2];
             if constexpr (type != TQ_CUDA_F16) {
                 load_both<type>(block0, b, r0);
@@ -89,7 +90,7 @@ __device__ __forceinline__ void scores(work<D, NT> & w, const char * rows, int s
 }
 
 template <int type, int D, int NT>
-__device__ __forceinline__ void values(work<D, NT> & w, const unsigned (&p)[2][NT][2], const char * rows, int stride,
+__device__ __forceinline__ void values(work<D, NT> & w, const unsigned (&p)[2][NT][2], place rows, int stride,
                                        int halves, int lane) {
     using F = format<type>;
     const int g = lane >> 2, t = lane & 3;
@@ -99,7 +100,7 @@ __device__ __forceinline__ void values(work<D, NT> & w, const unsigned (&p)[2][N
 #pragma unroll
         for (int u = 0; u < w.value_halves; u++) {
             const int half = g + 8 * u < halves ? g + 8 * u : 0; // past the end nobody reads the sums
-            const char * block = rows + (16 * m + t) * stride + (half >> 1) * F::block_bytes;
+            const place block = rows + (16 * m + t) * stride + (half >> 1) * F::block_bytes;
             if constexpr (type == TQ_CUDA_F16) {
                 unsigned x[2][4][4]; // sub-block, row, word
 #pragma unroll
@@ -113,8 +114,8 @@ __device__ __forceinline__ void values(work<D, NT> & w, const unsigned (&p)[2][N
                     for (int part = 0; part < 2; part++) {
                         const unsigned pick = part ? 0x7632 : 0x5410;
                         const unsigned a[4] = {
-                            __byte_perm(x[0][0][r], x[0][1][r], pick), __byte_perm(x[1][0][r], x[1][1][r], pick),
-                            __byte_perm(x[0][2][r], x[0][3][r], pick), __byte_perm(x[1][2][r], x[1][3][r], pick)};
+                            TQ_PRMT(x[0][0][r], x[0][1][r], pick), TQ_PRMT(x[1][0][r], x[1][1][r], pick),
+                            TQ_PRMT(x[0][2][r], x[0][3][r], pick), TQ_PRMT(x[1][2][r], x[1][3][r], pick)};
 #pragma unroll
                         for (int n = 0; n < NT; n++) {
                             mma(w.o[n][8 * u + 2 * r + part], a, p[m][n]);
@@ -131,8 +132,8 @@ __device__ __forceinline__ void values(work<D, NT> & w, const unsigned (&p)[2][N
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const unsigned s0 = as_word(x[2 * i].scale), s1 = as_word(x[2 * i + 1].scale);
-                    scale[i][0] = as_half2(__byte_perm(s0, s1, 0x5410));
-                    scale[i][1] = as_half2(__byte_perm(s0, s1, 0x7632));
+                    scale[i][0] = as_half2(TQ_PRMT(s0, s1, 0x5410));
+                    scale[i][1] = as_half2(TQ_PRMT(s0, s1, 0x7632));
                     offset[i][0] = offset_of_scale(scale[i][0]);
                     offset[i][1] = offset_of_scale(scale[i][1]);
                 }
@@ -141,8 +142,8 @@ __device__ __forceinline__ void values(work<D, NT> & w, const unsigned (&p)[2][N
 #pragma unroll
                     for (int part = 0; part < 2; part++) {
                         const unsigned pick = part ? 0x7362 : 0x5140;
-                        const unsigned y0 = __byte_perm(x[0].level[r], x[1].level[r], pick);
-                        const unsigned y1 = __byte_perm(x[2].level[r], x[3].level[r], pick);
+                        const unsigned y0 = TQ_PRMT(x[0].level[r], x[1].level[r], pick);
+                        const unsigned y1 = TQ_PRMT(x[2].level[r], x[3].level[r], pick);
                         const unsigned a[4] = {as_word(scaled<type>(widen_low(y0), scale[0][0], offset[0][0])),
                                                as_word(scaled<type>(widen_high(y0), scale[0][1], offset[0][1])),
                                                as_word(scaled<type>(widen_low(y1), scale[1][0], offset[1][0])),
@@ -187,7 +188,7 @@ __device__ __forceinline__ void centre(float (&offset)[NT], const float * G, int
     }
 }
 
-template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void decode(const arguments p) {
+template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 2 : 4) void decode(const arguments p) {
     using W = work<D, NT>;
     extern __shared__ __align__(16) char shared[];
     const tq_cuda_attn & a = p.a;
@@ -288,17 +289,21 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void deco
     const char * const cells = a.v.data + kv_head * a.v.head_stride + kv_stream * a.v.stream_stride;
     const int * const ids = a.q_plain ? a.ids + (int64_t) kv_stream * a.kv_rows : nullptr;
     const int masks = a.mask_heads > 1 ? W::columns : token_of(W::columns - 1) - first_token + 1;
+    const char * const open = // of the first token; of its first head, unless each has its own
+        a.mask ? a.mask + stream % a.mask_streams * a.mask_stream_stride + first_token * a.mask_token_stride : nullptr;
     const auto mask_at = [&](int i, int row) {
         if (row >= a.kv_rows) {
             return -INFINITY;
         }
-        if (!a.mask) {
+        if (!open) {
             return 0.0f;
         }
-        const int token = a.mask_heads > 1 ? token_of(i) : first_token + i;
-        const int head = a.mask_heads > 1 ? head_of(i) % a.mask_heads : 0;
-        const char * m = a.mask + token * a.mask_token_stride + head * a.mask_head_stride +
-                         stream % a.mask_streams * a.mask_stream_stride;
+        const char * m = open;
+        if (a.mask_heads > 1) {
+            m += (token_of(i) - first_token) * a.mask_token_stride + head_of(i) % a.mask_heads * a.mask_head_stride;
+        } else if (i > 0) {
+            m += i * a.mask_token_stride;
+        }
         return __half2float(reinterpret_cast<const half *>(m)[row]);
     };
     // The mask decides which tile is read next, so that of the next candidate is already here.
@@ -316,6 +321,7 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void deco
             ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0.0f;
             bool seen = m != -INFINITY;
             mask[lane] = m;
+#pragma unroll 1
             for (int i = 1; i < masks; i++) {
                 m = mask_at(i, first + lane);
                 seen |= m != -INFINITY;
@@ -327,37 +333,31 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void deco
         }
         if (row >= 0) {
             const int rows = min(tile, a.kv_rows - row);
-            copy_rows(to, p.k, keys + row * a.k.row_stride, a.k.row_stride, rows, lane);
-            copy_rows(to + p.v_offset, p.v, cells + row * a.v.row_stride, a.v.row_stride, rows, lane);
-            if (rows < tile) { // what lies there may be no number
-                for (int i = lane; i < (tile - rows) * p.k.stride / 4; i += 32) {
-                    reinterpret_cast<unsigned *>(to + rows * p.k.stride)[i] = 0;
-                }
-                for (int i = lane; i < (tile - rows) * p.v.stride / 4; i += 32) {
-                    reinterpret_cast<unsigned *>(to + p.v_offset + rows * p.v.stride)[i] = 0;
-                }
-            }
+            stage_rows(to, p.k, keys + row * a.k.row_stride, a.k.row_stride, rows, lane);
+            stage_rows(to + p.v_offset, p.v, cells + row * a.v.row_stride, a.v.row_stride, rows, lane);
         }
         copy_commit();
         return row;
     };
 
-    float top[NT][2], sum[NT][2], offset[NT][2];
+    float top[NT][2], offset[NT][2];
     int offset_id = 0;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             top[n][j] = -INFINITY;
-            sum[n][j] = offset[n][j] = 0.0f;
+            offset[n][j] = w.sum[n][j] = w.sum[n][j + 2] = 0.0f;
         }
     }
 
-    int row = start(0), next = start(1), stage = 0;
-    while (row >= 0) {
+    for (int row = -2, stage = 1, next; row != -1; row = next, stage ^= 1) {
+        next = start(stage ^ 1);
+        if (row < 0) {
+            continue;
+        }
         copy_wait<1>();
         __syncwarp();
-        const int after = start(stage == 0 ? 2 : stage - 1);
         const char * const here = mine + stage * p.stage_bytes;
         const float * const mask = reinterpret_cast<const float *>(here + p.mask_offset);
 
@@ -374,15 +374,15 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void deco
         switch (a.k.type) {
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                             \
     case TQ_TYPE_##NAME:                                                               \
-        scores<TQ_TYPE_##NAME>(w, here, p.k.stride, key_blocks, lane);                 \
+        scores<TQ_TYPE_##NAME>(w, place_of(here), p.k.stride, key_blocks, lane);                 \
         break;
 #include "types.def"
 #undef TQ_TYPE
             case TQ_CUDA_Q8_0:
-                scores<TQ_CUDA_Q8_0>(w, here, p.k.stride, key_blocks, lane);
+                scores<TQ_CUDA_Q8_0>(w, place_of(here), p.k.stride, key_blocks, lane);
                 break;
             default:
-                scores<TQ_CUDA_F16>(w, here, p.k.stride, key_blocks, lane);
+                scores<TQ_CUDA_F16>(w, place_of(here), p.k.stride, key_blocks, lane);
         }
 
         const int first_row = (g >> 1) + 4 * (g & 1);
@@ -473,7 +473,7 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void deco
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
                     const float by = top[n][j] == -INFINITY ? 1.0f : shrink[n][j];
-                    sum[n][j] *= by;
+                    w.sum[n][j] *= by;
 #pragma unroll
                     for (int i = 0; i < 8 * W::value_halves; i++) {
                         w.o[n][i][j] *= by;
@@ -483,37 +483,34 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void deco
             }
         }
         unsigned weights[2][NT][2];
+        const unsigned ones[4] = {0x3C003C00u, 0x3C003C00u, 0x3C003C00u, 0x3C003C00u};
 #pragma unroll
         for (int m = 0; m < 2; m++) {
 #pragma unroll
             for (int n = 0; n < NT; n++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    sum[n][0] += w.s[m][n][2 * i];
-                    sum[n][1] += w.s[m][n][2 * i + 1];
                     weights[m][n][i] =
                         transpose(as_word(__floats2half2_rn(w.s[m][n][2 * i], w.s[m][n][2 * i + 1])));
                 }
+                mma(w.sum[n], ones, weights[m][n]);
             }
         }
 
         switch (a.v.type) {
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                  \
     case TQ_TYPE_##NAME:                                                                                    \
-        values<TQ_TYPE_##NAME>(w, weights, here + p.v_offset, p.v.stride, value_halves, lane);              \
+        values<TQ_TYPE_##NAME>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_halves, lane);              \
         break;
 #include "types.def"
 #undef TQ_TYPE
             case TQ_CUDA_Q8_0:
-                values<TQ_CUDA_Q8_0>(w, weights, here + p.v_offset, p.v.stride, value_halves, lane);
+                values<TQ_CUDA_Q8_0>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_halves, lane);
                 break;
             default:
-                values<TQ_CUDA_F16>(w, weights, here + p.v_offset, p.v.stride, value_halves, lane);
+                values<TQ_CUDA_F16>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_halves, lane);
         }
         __syncwarp(); // before the next start() writes to this stage
-        row = next;
-        next = after;
-        stage = stage == 2 ? 0 : stage + 1;
     }
 
     // --- the warps of the block, merged ---
@@ -528,13 +525,9 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32) void deco
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const int column = 8 * n + 2 * t + j;
-            float total = sum[n][j];
-            total += __shfl_xor_sync(all, total, 4);
-            total += __shfl_xor_sync(all, total, 8);
-            total += __shfl_xor_sync(all, total, 16);
             if (g == 0) {
                 state[warp * 2 * W::columns + column] = top[n][j];
-                state[warp * 2 * W::columns + W::columns + column] = total;
+                state[warp * 2 * W::columns + W::columns + column] = w.sum[n][j];
             }
 #pragma unroll
             for (int u = 0; u < W::value_halves; u++) {

@@ -22,11 +22,11 @@ __device__ __forceinline__ unsigned as_word(half2 h) {
 }
 
 __device__ __forceinline__ half2 widen_low(unsigned levels) { // bytes 0 and 1
-    return as_half2(__byte_perm(levels, magic, 0x4140));
+    return as_half2(TQ_PRMT(levels, magic, 0x4140));
 }
 
 __device__ __forceinline__ half2 widen_high(unsigned levels) { // bytes 2 and 3
-    return as_half2(__byte_perm(levels, magic, 0x4342));
+    return as_half2(TQ_PRMT(levels, magic, 0x4342));
 }
 
 // Both scales of a word; bits above the 16th do not matter.
@@ -39,14 +39,32 @@ __device__ __forceinline__ half2 decode_scales(unsigned w) {
     return as_half2(e == 0 ? 0u : as_word(s));
 }
 
+// A place in shared memory. 32 bits, because the compiler keeps generic pointers in 64 and adds them in two steps.
+using place = unsigned;
+
+__device__ __forceinline__ place place_of(const void * p) {
+    return (place) __cvta_generic_to_shared(p);
+}
+
+__device__ __forceinline__ unsigned load_word(place p) {
+    unsigned w;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(w) : "r"(p));
+    return w;
+}
+
+__device__ __forceinline__ unsigned load_short(place p) {
+    unsigned short w;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(p));
+    return w;
+}
+
 // Words from a place that is even, but need not be divisible by four.
-template <int n> __device__ __forceinline__ void load_words(const char * p, unsigned (&w)[n]) {
-    const unsigned odd = (unsigned) (size_t) p & 2u;
-    const unsigned * aligned = reinterpret_cast<const unsigned *>(p - odd);
+template <int n> __device__ __forceinline__ void load_words(place p, unsigned (&w)[n]) {
+    const unsigned odd = p & 2u;
     unsigned raw[n + 1];
 #pragma unroll
     for (int i = 0; i <= n; i++) {
-        raw[i] = aligned[i];
+        raw[i] = load_word(p - odd + 4 * i);
     }
 #pragma unroll
     for (int i = 0; i < n; i++) {
@@ -55,13 +73,12 @@ template <int n> __device__ __forceinline__ void load_words(const char * p, unsi
 }
 
 // The scale word in the low half of `word`, the n words after it in w.
-template <int n> __device__ __forceinline__ void load_block(const char * p, unsigned & word, unsigned (&w)[n]) {
-    const unsigned odd = (unsigned) (size_t) p & 2u;
-    const unsigned * aligned = reinterpret_cast<const unsigned *>(p - odd);
+template <int n> __device__ __forceinline__ void load_block(place p, unsigned & word, unsigned (&w)[n]) {
+    const unsigned odd = p & 2u;
     unsigned raw[n + 1];
 #pragma unroll
     for (int i = 0; i <= n; i++) {
-        raw[i] = aligned[i];
+        raw[i] = load_word(p - odd + 4 * i);
     }
     word = raw[0] >> odd * 8;
 #pragma unroll
@@ -120,7 +137,7 @@ struct half_block {
 };
 
 template <int type>
-__device__ __forceinline__ half_block load_half(const char * block, int h, const books & b) {
+__device__ __forceinline__ half_block load_half(place block, int h, const books & b) {
     using F = format<type>;
     half_block r;
     if constexpr (type == TQ_CUDA_Q8_0) {
@@ -129,12 +146,12 @@ __device__ __forceinline__ half_block load_half(const char * block, int h, const
         load_words(block + 18 + 8 * h, high);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            r.level[2 * i] = __byte_perm(low[i], high[i], 0x5140) ^ TQ_BIAS_WORD;
-            r.level[2 * i + 1] = __byte_perm(low[i], high[i], 0x7362) ^ TQ_BIAS_WORD;
+            r.level[2 * i] = TQ_PRMT(low[i], high[i], 0x5140) ^ TQ_BIAS_WORD;
+            r.level[2 * i + 1] = TQ_PRMT(low[i], high[i], 0x7362) ^ TQ_BIAS_WORD;
         }
-        r.scale = __half2half2(*reinterpret_cast<const half *>(block));
+        r.scale = as_half2(load_short(block) * 0x10001u);
     } else if constexpr (F::bits == 4) {
-        const unsigned word = *reinterpret_cast<const unsigned short *>(block);
+        const unsigned word = load_short(block);
         unsigned w[2], book[4];
         load_words(block + 2 + 8 * h, w);
 #pragma unroll
@@ -151,7 +168,7 @@ __device__ __forceinline__ half_block load_half(const char * block, int h, const
         tq_dev_levels_3(book, h ? w[1] : w[0], w[2], h, r.level);
         r.scale = decode_scales(word);
     } else {
-        const unsigned word = *reinterpret_cast<const unsigned short *>(block);
+        const unsigned word = load_short(block);
         unsigned w[1];
         load_words(block + 2 + 4 * h, w);
         const unsigned both[2] = {b.w[0][0], b.w[1][0]};
@@ -163,7 +180,7 @@ __device__ __forceinline__ half_block load_half(const char * block, int h, const
 
 // A whole block, both halves, with one look at the scale word.
 template <int type>
-__device__ __forceinline__ void load_both(const char * block, const books & b, half_block (&r)[2]) {
+__device__ __forceinline__ void load_both(place block, const books & b, half_block (&r)[2]) {
     using F = format<type>;
     if constexpr (!F::is_tq) {
         r[0] = load_half<type>(block, 0, b);
@@ -225,14 +242,14 @@ template <int type> __device__ __forceinline__ void values_of(const half_block &
 }
 
 // The same of 32 halves, for which there is nothing to look up.
-__device__ __forceinline__ void values_of_f16(const char * block, int h, half2 (&out)[8]) {
+__device__ __forceinline__ void values_of_f16(place block, int h, half2 (&out)[8]) {
     unsigned low[4], high[4];
     load_words(block + 16 * h, low);
     load_words(block + 32 + 16 * h, high);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        out[2 * i] = as_half2(__byte_perm(low[i], high[i], 0x5410));
-        out[2 * i + 1] = as_half2(__byte_perm(low[i], high[i], 0x7632));
+        out[2 * i] = as_half2(TQ_PRMT(low[i], high[i], 0x5410));
+        out[2 * i + 1] = as_half2(TQ_PRMT(low[i], high[i], 0x7632));
     }
 }
 
@@ -270,17 +287,17 @@ __device__ __forceinline__ unsigned transpose(unsigned x) {
 }
 
 // Copies of 4, 8 or 16 bytes from global to shared memory, which run on until copy_wait.
-template <int bytes> __device__ __forceinline__ void copy_start(char * to, const char * from) {
+template <int bytes> __device__ __forceinline__ void copy_start(place to, const char * from) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    const unsigned address = (unsigned) __cvta_generic_to_shared(to);
     if constexpr (bytes == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
     } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(bytes) : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(bytes) : "memory");
     }
 #else
     for (int i = 0; i < bytes; i += 4) {
-        *reinterpret_cast<unsigned *>(to + i) = *reinterpret_cast<const unsigned *>(from + i);
+        const unsigned x = *reinterpret_cast<const unsigned *>(from + i);
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + i), "r"(x) : "memory");
     }
 #endif
 }
@@ -298,44 +315,25 @@ template <int pending> __device__ __forceinline__ void copy_wait() {
 #endif
 }
 
-// 32 rows of `chunks` chunks, by one warp: 2^i chunks of 2^(5-i) rows at a time for every bit i of the number, so that
-// no lane divides by the length of a row.
-template <int bytes, int i>
-__device__ __forceinline__ void copy_columns(char * to, int to_stride, const char * from, int64_t from_stride, int rows,
-                                             int lane, int first) {
-    constexpr int per_step = 32 >> i;
-    const int row = lane >> i, column = (first + (lane & ((1 << i) - 1))) * bytes;
-    to += row * to_stride + column;
-    from += row * from_stride + column;
+// 32 rows of n chunks, by one warp: 2^i chunks of 2^(5-i) rows at a time for every bit i of n, so that no lane divides by
+// the length of a row. In shared memory rows lie one after the other, so that places are constants.
+template <int bytes, int n, bool whole, int i = 4>
+__device__ __forceinline__ void copy_columns(place to, const char * from, int64_t stride, int rows, int lane) {
+    if constexpr (n >> i & 1) {
+        constexpr int per_step = 32 >> i, first = n >> (i + 1) << (i + 1);
+        const int row = lane >> i, column = first + (lane & ((1 << i) - 1));
+        const place there = to + (row * n + column) * bytes;
+        const char * here = from + row * stride + column * bytes;
 #pragma unroll
-    for (int s = 0; s < 1 << i; s++) {
-        if (row + s * per_step < rows) {
-            copy_start<bytes>(to + s * per_step * to_stride, from + s * (per_step * from_stride));
+        for (int s = 0; s < 1 << i; s++) {
+            if (whole || row + s * per_step < rows) {
+                copy_start<bytes>(there + s * per_step * n * bytes, here);
+            }
+            here += per_step * stride;
         }
     }
-}
-
-template <int bytes>
-__device__ __forceinline__ void copy_rows_as(char * to, int to_stride, const char * from, int64_t from_stride, int rows,
-                                             int lane, int chunks) {
-    int first = 0;
-    for (; first + 16 <= chunks; first += 16) {
-        copy_columns<bytes, 4>(to, to_stride, from, from_stride, rows, lane, first);
-    }
-    if (chunks & 8) {
-        copy_columns<bytes, 3>(to, to_stride, from, from_stride, rows, lane, first);
-        first += 8;
-    }
-    if (chunks & 4) {
-        copy_columns<bytes, 2>(to, to_stride, from, from_stride, rows, lane, first);
-        first += 4;
-    }
-    if (chunks & 2) {
-        copy_columns<bytes, 1>(to, to_stride, from, from_stride, rows, lane, first);
-        first += 2;
-    }
-    if (chunks & 1) {
-        copy_columns<bytes, 0>(to, to_stride, from, from_stride, rows, lane, first);
+    if constexpr (i > 0) {
+        copy_columns<bytes, n, whole, i - 1>(to, from, stride, rows, lane);
     }
 }
 
@@ -344,23 +342,66 @@ struct staging {
     int row_bytes;
     int chunk;  // 16, 8 or 4 bytes, as the addresses allow; 2: heads of 96 values at odd places, copied without cp.async
     int stride; // of a row in shared memory
+    int chunks; // of a row if there is a case for them in copy_rows, or 0
 };
 
-__device__ __forceinline__ void copy_rows(char * to, const staging & s, const char * from, int64_t from_stride,
-                                          int rows, int lane) {
-    if (s.chunk == 8) {
-        copy_rows_as<8>(to, s.stride, from, from_stride, rows, lane, s.row_bytes / 8);
-    } else if (s.chunk == 16) {
-        copy_rows_as<16>(to, s.stride, from, from_stride, rows, lane, s.row_bytes / 16);
-    } else if (s.chunk == 4) {
-        copy_rows_as<4>(to, s.stride, from, from_stride, rows, lane, s.row_bytes / 4);
+template <int bytes>
+__device__ __forceinline__ void copy_any(place to, const staging & s, const char * from, int64_t stride, int rows,
+                                         int lane) {
+    const int chunks = s.row_bytes / bytes;
+#pragma unroll 1
+    for (int i = lane; i < chunks * rows; i += 32) {
+        const int row = i / chunks, column = i - row * chunks;
+        copy_start<bytes>(to + row * s.stride + column * bytes, from + row * stride + column * bytes);
+    }
+}
+
+// Heads of 64, 128 and 256 values have 9, 7 and 5 chunks of 4, 8 and 16 bytes.
+template <int bytes>
+__device__ __forceinline__ void copy_some(place to, const staging & s, const char * from, int64_t stride, int rows,
+                                          int lane) {
+    if (rows < 32) {
+        copy_any<bytes>(to, s, from, stride, rows, lane);
+    } else if (s.chunks == 9) {
+        copy_columns<bytes, 9, true>(to, from, stride, rows, lane);
+    } else if (s.chunks == 7) {
+        copy_columns<bytes, 7, true>(to, from, stride, rows, lane);
+    } else if (s.chunks == 5) {
+        copy_columns<bytes, 5, true>(to, from, stride, rows, lane);
     } else {
-        const int words = s.row_bytes / 2;
+        copy_any<bytes>(to, s, from, stride, rows, lane);
+    }
+}
+
+__device__ __forceinline__ void copy_rows(place to, const staging & s, const char * from, int64_t stride, int rows,
+                                          int lane) {
+    if (s.chunk == 8) {
+        copy_some<8>(to, s, from, stride, rows, lane);
+    } else if (s.chunk == 16) {
+        copy_some<16>(to, s, from, stride, rows, lane);
+    } else if (s.chunk == 4) {
+        copy_some<4>(to, s, from, stride, rows, lane);
+    } else {
+        const int shorts = s.row_bytes / 2;
+#pragma unroll 1
         for (int row = 0; row < rows; row++) {
-            for (int i = lane; i < words; i += 32) {
-                reinterpret_cast<unsigned short *>(to + row * s.stride)[i] =
-                    reinterpret_cast<const unsigned short *>(from + row * from_stride)[i];
+#pragma unroll 1
+            for (int i = lane; i < shorts; i += 32) {
+                const unsigned short x = reinterpret_cast<const unsigned short *>(from + row * stride)[i];
+                asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + row * s.stride + 2 * i), "h"(x) : "memory");
             }
+        }
+    }
+}
+
+// The same, and zeros in the rest of 32 rows: what lies there may be no number.
+__device__ __forceinline__ void stage_rows(char * to, const staging & s, const char * from, int64_t stride, int rows,
+                                           int lane) {
+    copy_rows(place_of(to), s, from, stride, rows, lane);
+    if (rows < 32) {
+#pragma unroll 1
+        for (int i = rows * s.stride + 4 * lane; i < 32 * s.stride; i += 128) {
+            *reinterpret_cast<unsigned *>(to + i) = 0;
         }
     }
 }
@@ -384,13 +425,12 @@ inline staging staging_of(const tq_cuda_cache & c) {
     s.row_bytes = c.dim / TQ_BLOCK * block_bytes(c.type);
     const int64_t bits = (int64_t) (size_t) c.data | c.row_stride | c.head_stride | c.stream_stride | s.row_bytes;
     s.chunk = bits & 2 ? 2 : bits & 4 ? 4 : bits & 8 ? 8 : 16;
-    s.stride = (s.row_bytes + 15) / 16 * 16;
-    if (s.chunk < 16) {
-        s.stride = (s.row_bytes + 7) / 8 * 8;
-    }
+    s.stride = s.chunk >= 4 ? s.row_bytes : (s.row_bytes + 3) / 4 * 4;
     if (s.stride % 64 == 0) { // all rows would start in two banks
         s.stride += 16;
     }
+    const int chunks = s.row_bytes / s.chunk;
+    s.chunks = s.stride == s.row_bytes && s.chunk >= 4 && (chunks == 9 || chunks == 7 || chunks == 5) ? chunks : 0;
     return s;
 }
 
