@@ -1,4 +1,4 @@
-#include "cuda.h"
+#include "gpu.h"
 
 #include "cuda/attention.h"
 #include "cuda/rows.h"
