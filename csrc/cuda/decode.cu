@@ -9,12 +9,8 @@
 //             rows in every step of 16; which, is free as long as Q agrees. So it takes one whole block t (and t + 4) of
 //             rows g and g + 8: one scale word and one choice of codebook for 32 values. Eight steps use them up.
 //   weights   exp2 of S^T, two columns to a lane, packed and transposed by movmatrix into the operand of the next product
-//   values    O^T = V^T P^T: 16 values of the head by 8 columns. A lane must hold 4 rows of every value that it owns; it
-//             owns half block g (and g + 8), so the 16 values of a half block in rows t, t + 4, t + 8, t + 12.
-//             Pairs of rows are interleaved as bytes, before they are widened.
-//
-// Row g of the first product is row (g >> 1) + 4 (g & 1) of the tile, so that the rows of a lane in the second lie one
-// apart and not two, which halves its bank conflicts.
+//   values    O^T = V^T P^T: 16 values of the head by 8 columns. Values are unpacked as keys are, and their pairs
+//             transposed by movmatrix: row 8i + g of a product is value g & 1 of a pair of block g >> 1.
 #include <cmath>
 
 #include "split.h"
@@ -24,7 +20,7 @@ namespace tq_cuda {
 
 namespace {
 
-constexpr int most_warps = 4; // of a block; fewer where shared memory is short
+constexpr int most_warps = 8; // of a block; fewer where shared memory is short
 constexpr int tile = 32; // rows
 constexpr int stages = 2;
 constexpr unsigned all = 0xFFFFFFFFu;
@@ -40,9 +36,9 @@ struct arguments {
 };
 
 template <int D, int NT> struct work {
-    static constexpr int columns = 8 * NT, key_blocks = D / 128, value_halves = D / 128;
+    static constexpr int columns = 8 * NT, key_blocks = D / 128, value_blocks = D / 128;
     unsigned q[NT][8 * key_blocks][2];
-    float o[NT][8 * value_halves][4];
+    float o[NT][8 * value_blocks][4];
     float sum[NT][4]; // of the rounded weights, by the same mma: times ones
     float s[2][NT][4];
 };
@@ -50,15 +46,19 @@ template <int D, int NT> struct work {
 template <int type, int D, int NT>
 __device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, int blocks, int lane) {
     using F = format<type>;
-    const int g = lane >> 2, t = lane & 3, first = (g >> 1) + 4 * (g & 1);
+    const int g = lane >> 2, t = lane & 3;
     const books b = F::load_books();
+#pragma unroll 1 // half the code: what the warps of a multiprocessor run at once has to fit its instruction cache
+    for (int m = 0; m < 2; m++) {
+        float s[NT][4];
 #pragma unroll
-    for (int u = 0; u < w.key_blocks; u++) {
-        // past the end the query is zero
-        const int block = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
+        for (int n = 0; n < NT; n++) {
+            s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
+        }
 #pragma unroll
-        for (int m = 0; m < 2; m++) {
-            const place block0 = rows + (16 * m + first) * stride + block;
+        for (int u = 0; u < w.key_blocks; u++) {
+            // past the end the query is zero
+            const place block0 = rows + (16 * m + g) * stride + (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
             const place block1 = block0 + 8 * stride;
             half_block r0[2], r1[2];
             if constexpr (type != TQ_CUDA_F16) {
@@ -81,80 +81,65 @@ __device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, 
                                            as_word(x1[2 * r + 1])};
 #pragma unroll
                     for (int n = 0; n < NT; n++) {
-                        mma(w.s[m][n], a, w.q[n][8 * u + 4 * h + r]);
+                        mma(s[n], a, w.q[n][8 * u + 4 * h + r]);
                     }
                 }
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                w.s[0][n][j] = w.s[1][n][j];
+                w.s[1][n][j] = s[n][j];
             }
         }
     }
 }
 
 template <int type, int D, int NT>
-__device__ __forceinline__ void values(work<D, NT> & w, const unsigned (&p)[2][NT][2], place rows, int stride,
-                                       int halves, int lane) {
+__device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2], place rows, int stride,
+                                       int blocks, int lane) {
     using F = format<type>;
     const int g = lane >> 2, t = lane & 3;
     const books b = F::load_books();
-#pragma unroll
+#pragma unroll 1
     for (int m = 0; m < 2; m++) {
 #pragma unroll
-        for (int u = 0; u < w.value_halves; u++) {
-            const int half = g + 8 * u < halves ? g + 8 * u : 0; // past the end nobody reads the sums
-            const place block = rows + (16 * m + t) * stride + (half >> 1) * F::block_bytes;
-            if constexpr (type == TQ_CUDA_F16) {
-                unsigned x[2][4][4]; // sub-block, row, word
+        for (int u = 0; u < w.value_blocks; u++) {
+            // past the end nobody reads the sums
+            const place block0 = rows + (16 * m + g) * stride + (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
+            const place block1 = block0 + 8 * stride;
+            half_block r0[2], r1[2];
+            if constexpr (type != TQ_CUDA_F16) {
+                load_both<type>(block0, b, r0);
+                load_both<type>(block1, b, r1);
+            }
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    load_words(block + 4 * i * stride + 16 * (half & 1), x[0][i]);
-                    load_words(block + 4 * i * stride + 16 * (half & 1) + 32, x[1][i]);
+            for (int h = 0; h < 2; h++) {
+                half2 x0[8], x1[8];
+                if constexpr (type == TQ_CUDA_F16) {
+                    values_of_f16(block0, h, x0);
+                    values_of_f16(block1, h, x1);
+                } else {
+                    values_of<type>(r0[h], x0);
+                    values_of<type>(r1[h], x1);
                 }
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
+                    const unsigned a[4] = {transpose(as_word(x0[2 * r])), transpose(as_word(x0[2 * r + 1])),
+                                           transpose(as_word(x1[2 * r])), transpose(as_word(x1[2 * r + 1]))};
 #pragma unroll
-                    for (int part = 0; part < 2; part++) {
-                        const unsigned pick = part ? 0x7632 : 0x5410;
-                        const unsigned a[4] = {
-                            TQ_PRMT(x[0][0][r], x[0][1][r], pick), TQ_PRMT(x[1][0][r], x[1][1][r], pick),
-                            TQ_PRMT(x[0][2][r], x[0][3][r], pick), TQ_PRMT(x[1][2][r], x[1][3][r], pick)};
-#pragma unroll
-                        for (int n = 0; n < NT; n++) {
-                            mma(w.o[n][8 * u + 2 * r + part], a, p[m][n]);
-                        }
-                    }
-                }
-            } else {
-                half_block x[4];
-                half2 scale[2][2], offset[2][2]; // pair of rows, sub-block
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    x[i] = load_half<type>(block + 4 * i * stride, half & 1, b);
-                }
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const unsigned s0 = as_word(x[2 * i].scale), s1 = as_word(x[2 * i + 1].scale);
-                    scale[i][0] = as_half2(TQ_PRMT(s0, s1, 0x5410));
-                    scale[i][1] = as_half2(TQ_PRMT(s0, s1, 0x7632));
-                    offset[i][0] = offset_of_scale(scale[i][0]);
-                    offset[i][1] = offset_of_scale(scale[i][1]);
-                }
-#pragma unroll
-                for (int r = 0; r < 4; r++) {
-#pragma unroll
-                    for (int part = 0; part < 2; part++) {
-                        const unsigned pick = part ? 0x7362 : 0x5140;
-                        const unsigned y0 = TQ_PRMT(x[0].level[r], x[1].level[r], pick);
-                        const unsigned y1 = TQ_PRMT(x[2].level[r], x[3].level[r], pick);
-                        const unsigned a[4] = {as_word(scaled<type>(widen_low(y0), scale[0][0], offset[0][0])),
-                                               as_word(scaled<type>(widen_high(y0), scale[0][1], offset[0][1])),
-                                               as_word(scaled<type>(widen_low(y1), scale[1][0], offset[1][0])),
-                                               as_word(scaled<type>(widen_high(y1), scale[1][1], offset[1][1]))};
-#pragma unroll
-                        for (int n = 0; n < NT; n++) {
-                            mma(w.o[n][8 * u + 2 * r + part], a, p[m][n]);
-                        }
+                    for (int n = 0; n < NT; n++) {
+                        mma(w.o[n][8 * u + 4 * h + r], a, p[0][n]);
                     }
                 }
             }
+        }
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            p[0][n][0] = p[1][n][0];
+            p[0][n][1] = p[1][n][1];
         }
     }
 }
@@ -188,7 +173,7 @@ __device__ __forceinline__ void centre(float (&offset)[NT], const float * G, int
     }
 }
 
-template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 2 : 4) void decode(const arguments p) {
+template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(const arguments p) {
     using W = work<D, NT>;
     extern __shared__ __align__(16) char shared[];
     const tq_cuda_attn & a = p.a;
@@ -197,7 +182,9 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
     const int first_column = blockIdx.y % p.column_tiles * W::columns;
     const int kv_stream = stream / (a.streams / a.kv_streams);
     char * const mine = shared + warp * stages * p.stage_bytes;
-    float * const G = reinterpret_cast<float *>(shared + warps * stages * p.stage_bytes);
+    float4 * const constants = // of the columns, for each warp: factor of a product, slope, place of the mask
+        reinterpret_cast<float4 *>(shared + warps * stages * p.stage_bytes) + warp * W::columns;
+    float * const G = reinterpret_cast<float *>(shared + warps * (stages * p.stage_bytes + W::columns * 16));
     const int G_stride = a.k.dim + 4;
 
     const auto token_of = [&](int column) { return min(first_column + column, p.columns - 1) / p.group; };
@@ -212,59 +199,63 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
         return exp2f(-a.max_bias / power * (head < power ? head + 1 : head - power + 0.5f));
     };
 
-    // --- the queries, each as halves of at most 2 in magnitude, and the power of two that was taken out ---
     W w;
-    float factor[NT][2], slope[NT][2];
-    int mask_of[NT][2];
     const bool planes = a.k.type == TQ_TYPE_TQ3_0 || a.k.type == TQ_TYPE_TQ2_1;
     const bool k_is_tq = a.k.type < TQ_TYPE_COUNT, v_is_tq = a.v.type < TQ_TYPE_COUNT;
-    const int first_token = token_of(0), key_blocks = a.k.dim / TQ_BLOCK, value_halves = a.v.dim / 16;
+    const int first_token = token_of(0), key_blocks = a.k.dim / TQ_BLOCK, value_blocks = a.v.dim / TQ_BLOCK;
     const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
+
+    // The queries, each as halves of at most 2 in magnitude, and the power of two that was taken out. Of a column a lane
+    // keeps what it multiplies with its blocks; the constants of columns wait in shared memory.
+    const auto prepare = [&]() {
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-        const int column = g + 8 * n;
-        const char * q = a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride +
-                         stream * a.q_stream_stride;
-        const bool is_there = first_column + column < p.columns;
-        float top = 0.0f;
-        for (int i = t; i < a.k.dim; i += 4) {
-            top = fmaxf(top, fabsf(reinterpret_cast<const float *>(q)[i]));
-        }
-        top = fmaxf(top, __shfl_xor_sync(all, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(all, top, 2));
-        const unsigned exponent = max(min(__float_as_uint(top) >> 23, 253u), 1u);
-        const float down = __uint_as_float((254 - exponent) << 23), up = __uint_as_float(exponent << 23);
+        for (int n = 0; n < NT; n++) {
+            const int column = g + 8 * n;
+            const char * q = a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride +
+                             stream * a.q_stream_stride;
+            const bool is_there = first_column + column < p.columns;
+            float x[W::key_blocks][TQ_BLOCK], top = 0.0f;
 #pragma unroll
-        for (int u = 0; u < W::key_blocks; u++) {
-            const int block = t + 4 * u;
-            const float * x = reinterpret_cast<const float *>(q) + TQ_BLOCK * block;
+            for (int u = 0; u < W::key_blocks; u++) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    half2 pair = __float2half2_rn(0.0f);
-                    if (is_there && block < key_blocks) {
-                        pair = __floats2half2_rn(x[tq_dev_place(planes, i >> 2, i & 3, 2 * j)] * down,
-                                                 x[tq_dev_place(planes, i >> 2, i & 3, 2 * j + 1)] * down);
-                    }
-                    w.q[n][8 * u + i][j] = as_word(pair);
+                for (int i = 0; i < TQ_BLOCK; i++) {
+                    x[u][i] = is_there && t + 4 * u < key_blocks
+                                  ? reinterpret_cast<const float *>(q)[TQ_BLOCK * (t + 4 * u) + i]
+                                  : 0.0f;
+                    top = fmaxf(top, fabsf(x[u][i]));
                 }
             }
-        }
-        const float unit = up * (k_is_tq ? 16.0f : 1.0f) * to_score;
+            top = fmaxf(top, __shfl_xor_sync(all, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(all, top, 2));
+            const unsigned exponent = max(min(__float_as_uint(top) >> 23, 253u), 1u);
+            const float down = __uint_as_float((254 - exponent) << 23), up = __uint_as_float(exponent << 23);
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const int c = 2 * t + j;
-            factor[n][j] = __shfl_sync(all, unit, 4 * c);
-            slope[n][j] = slope_of(c + 8 * n) * log2e;
-            mask_of[n][j] = (a.mask_heads > 1 ? c + 8 * n : token_of(c + 8 * n) - first_token) * tile;
-        }
+            for (int u = 0; u < W::key_blocks; u++) {
 #pragma unroll
-        for (int i = 0; i < 8 * W::value_halves; i++) {
+                for (int i = 0; i < 8; i++) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                w.o[n][i][j] = 0.0f;
+                    for (int j = 0; j < 2; j++) {
+                        const int h = i >> 2, r = i & 3;
+                        const float low = planes ? x[u][tq_dev_place(1, h, r, 2 * j)] : x[u][tq_dev_place(0, h, r, 2 * j)];
+                        const float high = planes ? x[u][tq_dev_place(1, h, r, 2 * j + 1)]
+                                                  : x[u][tq_dev_place(0, h, r, 2 * j + 1)];
+                        w.q[n][8 * u + i][j] = as_word(__floats2half2_rn(low * down, high * down));
+                    }
+                }
             }
+            if (t == 0) {
+                const int mask = (a.mask_heads > 1 ? column : token_of(column) - first_token) * tile;
+                constants[column] = make_float4(up * (k_is_tq ? 16.0f : 1.0f) * to_score, slope_of(column) * log2e,
+                                                __int_as_float(mask), 0.0f);
+            }
+        }
+        __syncwarp();
+    };
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 8 * W::value_blocks; i++) {
+            w.o[n][i][0] = w.o[n][i][1] = w.o[n][i][2] = w.o[n][i][3] = 0.0f;
         }
     }
 
@@ -354,6 +345,7 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
     for (int row = -2, stage = 1, next; row != -1; row = next, stage ^= 1) {
         next = start(stage ^ 1);
         if (row < 0) {
+            prepare(); // while the first tile is on its way
             continue;
         }
         copy_wait<1>();
@@ -361,16 +353,6 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
         const char * const here = mine + stage * p.stage_bytes;
         const float * const mask = reinterpret_cast<const float *>(here + p.mask_offset);
 
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
-#pragma unroll
-            for (int n = 0; n < NT; n++) {
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    w.s[m][n][j] = 0.0f;
-                }
-            }
-        }
         switch (a.k.type) {
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                             \
     case TQ_TYPE_##NAME:                                                               \
@@ -385,14 +367,15 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
                 scores<TQ_CUDA_F16>(w, place_of(here), p.k.stride, key_blocks, lane);
         }
 
-        const int first_row = (g >> 1) + 4 * (g & 1);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
 #pragma unroll
             for (int n = 0; n < NT; n++) {
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    w.s[m][n][j] *= factor[n][j & 1];
+                for (int j = 0; j < 2; j++) {
+                    const float factor = constants[8 * n + 2 * t + j].x;
+                    w.s[m][n][j] *= factor;
+                    w.s[m][n][j + 2] *= factor;
                 }
             }
         }
@@ -417,7 +400,7 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
                 }
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const bool has = same >> (8 * i + first_row) & 1;
+                    const bool has = same >> (8 * i + g) & 1;
 #pragma unroll
                     for (int n = 0; n < NT; n++) {
                         w.s[i >> 1][n][(i & 1) * 2] += has ? offset[n][0] : 0.0f;
@@ -445,12 +428,13 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
         for (int n = 0; n < NT; n++) {
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                const float * by_row = mask + mask_of[n][j] + first_row;
+                const float4 constant = constants[8 * n + 2 * t + j];
+                const float * by_row = mask + __float_as_int(constant.z) + g;
                 float most = top[n][j];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float & s = w.s[i >> 1][n][(i & 1) * 2 + j];
-                    s += slope[n][j] * by_row[8 * i];
+                    s += constant.y * by_row[8 * i];
                     most = fmaxf(most, s);
                 }
                 most = fmaxf(most, __shfl_xor_sync(all, most, 4));
@@ -475,7 +459,7 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
                     const float by = top[n][j] == -INFINITY ? 1.0f : shrink[n][j];
                     w.sum[n][j] *= by;
 #pragma unroll
-                    for (int i = 0; i < 8 * W::value_halves; i++) {
+                    for (int i = 0; i < 8 * W::value_blocks; i++) {
                         w.o[n][i][j] *= by;
                         w.o[n][i][j + 2] *= by;
                     }
@@ -500,15 +484,15 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
         switch (a.v.type) {
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                  \
     case TQ_TYPE_##NAME:                                                                                    \
-        values<TQ_TYPE_##NAME>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_halves, lane);              \
+        values<TQ_TYPE_##NAME>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane);              \
         break;
 #include "types.def"
 #undef TQ_TYPE
             case TQ_CUDA_Q8_0:
-                values<TQ_CUDA_Q8_0>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_halves, lane);
+                values<TQ_CUDA_Q8_0>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane);
                 break;
             default:
-                values<TQ_CUDA_F16>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_halves, lane);
+                values<TQ_CUDA_F16>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane);
         }
         __syncwarp(); // before the next start() writes to this stage
     }
@@ -530,14 +514,14 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
                 state[warp * 2 * W::columns + W::columns + column] = w.sum[n][j];
             }
 #pragma unroll
-            for (int u = 0; u < W::value_halves; u++) {
-                const int half = g + 8 * u;
-                if (half < value_halves) {
-                    float * to = sums + (warp * W::columns + column) * sums_stride + (half >> 1) * TQ_BLOCK;
+            for (int u = 0; u < W::value_blocks; u++) {
+                const int block = (g >> 1) + 4 * u, odd = g & 1;
+                if (block < value_blocks) {
+                    float * to = sums + (warp * W::columns + column) * sums_stride + block * TQ_BLOCK;
 #pragma unroll
                     for (int i = 0; i < 8; i++) {
-                        to[tq_dev_place(v_planes, half & 1, i >> 1, 2 * (i & 1))] = w.o[n][8 * u + i][j];
-                        to[tq_dev_place(v_planes, half & 1, i >> 1, 2 * (i & 1) + 1)] = w.o[n][8 * u + i][j + 2];
+                        to[tq_dev_place(v_planes, i >> 2, i & 3, odd)] = w.o[n][8 * u + i][j];
+                        to[tq_dev_place(v_planes, i >> 2, i & 3, 2 + odd)] = w.o[n][8 * u + i][j + 2];
                     }
                 }
             }
@@ -610,7 +594,7 @@ arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & s
     p.stage_bytes = p.mask_offset + masks * tile * (int) sizeof(float);
     for (p.warps = most_warps;; p.warps /= 2) {
         const size_t working =
-            (size_t) p.warps * stages * p.stage_bytes + (a.q_plain ? columns * (a.k.dim + 4) * sizeof(float) : 0);
+            (size_t) p.warps * (stages * p.stage_bytes + columns * 16) + (a.q_plain ? columns * (a.k.dim + 4) * sizeof(float) : 0);
         const size_t merging = (size_t) p.warps * columns * (a.v.dim + 3) * sizeof(float);
         shared = working > merging ? working : merging;
         if (shared <= (size_t) device.shared || p.warps == 1) {
@@ -618,10 +602,12 @@ arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & s
         }
     }
 
-    // As many blocks as run at once, but none with less than two tiles for each warp.
-    const int fit = device.shared / (int) (shared + 1024), resident = fit < 1 ? 1 : fit > 4 ? 4 : fit;
+    // As many blocks as run at once, but none with less than a tile for each warp.
+    const int most_blocks = columns == 8 && a.k.dim <= 128 && a.v.dim <= 128 ? 2 : 1; // by their registers
+    const int fit = device.shared / (int) (shared + 1024), resident = fit < 1 ? 1 : fit > most_blocks ? most_blocks : fit;
+
     const int others = a.kv_heads * p.column_tiles * a.streams;
-    const int wanted = device.multiprocessors * resident / others, most = p.tiles / (2 * p.warps);
+    const int wanted = device.multiprocessors * resident / others, most = p.tiles / p.warps;
     p.splits = wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
     return p;
 }

@@ -193,8 +193,8 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
             top = fmaxf(top, fabsf(q[TQ_BLOCK * b + lane]));
         }
         powers(largest(top), down, up);
-        for (int b = 0; b < key_blocks; b++) {
-            const half x = __float2half_rn(is_there ? q[TQ_BLOCK * b + lane] * down : 0.0f);
+        for (int b = 0; b < D / TQ_BLOCK; b++) { // zeros past the end of a smaller head
+            const half x = __float2half_rn(is_there && b < key_blocks ? q[TQ_BLOCK * b + lane] * down : 0.0f);
             *reinterpret_cast<half *>(shared + p.q_offset + column * stride +
                                       2 * (TQ_BLOCK * b + position_of(planes, lane))) = x;
         }
@@ -224,6 +224,12 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
         }
     }
     __syncwarp();
+    if (a.k.dim < D) { // no unpacked key reaches there, and what lies there must be a number
+        for (int i = threadIdx.x; i < 2 * R * (D - a.k.dim) / 2; i += blockDim.x) {
+            const int row = i / ((D - a.k.dim) / 2), column = a.k.dim * 2 + i % ((D - a.k.dim) / 2) * 4;
+            *reinterpret_cast<unsigned *>(shared + p.k_offset + row * stride + column) = 0;
+        }
+    }
 
     float factor[MT][2], slope[MT][2], top[MT][2], sum[MT][4], o[MT][D / 8][4];
     float offset[MT][2];
@@ -337,9 +343,6 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                 }
 #pragma unroll
                 for (int step = 0; step < D / 16; step++) {
-                    if (16 * step >= a.k.dim) {
-                        break;
-                    }
                     unsigned x[MT][4], y[2][4];
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
@@ -465,20 +468,29 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                     }
                 }
 
+                float most[MT][2];
+                bool moved = false;
 #pragma unroll
                 for (int m = 0; m < MT; m++) {
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
-                        float most = top[m][j];
+                        float x = top[m][j];
 #pragma unroll
                         for (int n = 0; n < 8; n++) {
-                            most = fmaxf(most, s[m][n >> 1][2 * j + (n & 1)]);
+                            x = fmaxf(x, s[m][n >> 1][2 * j + (n & 1)]);
                         }
-                        most = fmaxf(most, __shfl_xor_sync(all, most, 1));
-                        most = fmaxf(most, __shfl_xor_sync(all, most, 2));
-                        if (__any_sync(all, most > top[m][j])) {
-                            const float by = most == -INFINITY ? 1.0f : exp2f(top[m][j] - most);
-                            top[m][j] = most;
+                        x = fmaxf(x, __shfl_xor_sync(all, x, 1));
+                        most[m][j] = fmaxf(x, __shfl_xor_sync(all, x, 2));
+                        moved |= most[m][j] > top[m][j];
+                    }
+                }
+                if (__any_sync(all, moved)) {
+#pragma unroll
+                    for (int m = 0; m < MT; m++) {
+#pragma unroll
+                        for (int j = 0; j < 2; j++) {
+                            const float by = most[m][j] == -INFINITY ? 1.0f : exp2f(top[m][j] - most[m][j]);
+                            top[m][j] = most[m][j];
                             sum[m][2 * j] *= by;
 #pragma unroll
                             for (int n = 0; n < D / 8; n++) {
@@ -486,7 +498,13 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                                 o[m][n][2 * j + 1] *= by;
                             }
                         }
-                        const float zero = most == -INFINITY ? 0.0f : most - headroom;
+                    }
+                }
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        const float zero = top[m][j] == -INFINITY ? 0.0f : top[m][j] - headroom;
 #pragma unroll
                         for (int n = 0; n < 8; n++) {
                             float & x = s[m][n >> 1][2 * j + (n & 1)];
@@ -512,9 +530,6 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                 for (int k = 0; k < 2; k++) {
 #pragma unroll
                     for (int n = 0; n < D / 16; n++) {
-                        if (16 * n >= a.v.dim) {
-                            break;
-                        }
                         unsigned y[4];
                         load_transposed(y, value_rows + (within + 16 * k + (lane & 15)) * stride + 32 * n +
                                                16 * (lane >> 4));
@@ -568,10 +583,9 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
     }
 }
 
-// Which instance, and how its memory is laid out.
+// Which instance, and how much memory it takes.
 struct layout {
-    bool large, two; // D = 256; two groups of columns in a warp and tiles of 64 rows
-    int warps;
+    int size, groups, warps; // D, MT
     size_t shared;
 };
 
@@ -591,7 +605,7 @@ bool lay_out(arguments & p, layout & l, int D, int MT, int R, int warps, const t
     p.raw_bytes = p.raw_v_offset + padded(R * p.v.stride + 8);
     p.tiles = (p.a.kv_rows + R - 1) / R;
     p.column_tiles = (p.columns + p.tile_columns - 1) / p.tile_columns;
-    l = {D == 256, MT == 2, warps, (size_t) p.raw_offset + 2 * p.raw_bytes};
+    l = {D, MT, warps, (size_t) p.raw_offset + 2 * p.raw_bytes};
     return l.shared <= (size_t) device.shared;
 }
 
@@ -603,24 +617,28 @@ bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, arguments & p, 
     p.v = staging_of(a.v);
     p.group = a.heads / a.kv_heads;
     p.columns = a.tokens * p.group;
-    const int needed = (p.columns + 15) / 16;
+    const int size = a.k.dim > a.v.dim ? a.k.dim : a.v.dim;
     bool fits = false;
-    if (a.k.dim <= 128 && a.v.dim <= 128) {
-        fits = needed > 8 && lay_out(p, l, 128, 2, 64, 8, device);
-        for (int warps = 8; warps > 0 && !fits; warps /= 2) {
-            fits = (warps == 1 || warps / 2 < needed) && lay_out(p, l, 128, 1, 32, warps, device);
+    // as many warps as there are columns for, or as fit
+    const auto fit = [&](int D, int MT, int R) {
+        for (int warps = most_warps; warps > 0 && !fits; warps /= 2) {
+            fits = (warps == 1 || warps / 2 * MT * 16 < p.columns) && lay_out(p, l, D, MT, R, warps, device);
         }
+    };
+    if (size <= 64) {
+        fit(64, 2, 64);
+    } else if (size <= 128) {
+        fits = p.columns > 128 && lay_out(p, l, 128, 2, 64, most_warps, device);
+        fit(128, 1, 32);
     } else {
-        for (int warps = 8; warps > 0 && !fits; warps /= 2) {
-            fits = (warps == 1 || warps / 2 < needed) && lay_out(p, l, 256, 1, 32, warps, device);
-        }
+        fit(256, 1, 32);
     }
     if (!fits) {
         return false;
     }
     // Splits that leave the fewest multiprocessors idle, with eight tiles at least.
     const int blocks = a.kv_heads * p.column_tiles * a.streams;
-    const int resident = l.two ? 1 : (int) (device.shared / (l.shared + 1024));
+    const int resident = l.groups == 2 ? 1 : (int) (device.shared / (l.shared + 1024));
     const int slots = device.multiprocessors * (resident < 1 ? 1 : resident > 2 ? 2 : resident);
     float best = 0.0f;
     for (int splits = 1; splits <= 16 && (splits == 1 || p.tiles / splits >= 8); splits++) {
@@ -671,9 +689,11 @@ void prefill_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * s
     p.seen = static_cast<unsigned char *>(scratch);
     p.partial_state = reinterpret_cast<float2 *>(p.seen + seen_bytes(p));
     p.partial = reinterpret_cast<float *>(p.partial_state + (size_t) a.streams * a.tokens * a.heads * p.splits);
-    if (l.large) {
+    if (l.size == 64) {
+        launch<64, 2, 64>(p, l, stream);
+    } else if (l.size == 256) {
         launch<256, 1, 32>(p, l, stream);
-    } else if (l.two) {
+    } else if (l.groups == 2) {
         launch<128, 2, 64>(p, l, stream);
     } else {
         launch<128, 1, 32>(p, l, stream);

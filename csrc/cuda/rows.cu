@@ -21,11 +21,16 @@ template <int type> struct spec;
 #include "types.def"
 #undef TQ_TYPE
 
+// 64-bit division takes a hundred instructions.
+__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
+    return (a | b) >> 32 ? a / b : (int64_t) ((unsigned) a / (unsigned) b);
+}
+
 // Offset of value i of the flattened tensor, whose values or blocks of `unit` values have nb[0] bytes.
 __device__ int64_t offset_of(const tq_rows_view & t, int64_t i, int unit) {
-    const int64_t row = i / t.ne[0], i0 = i - row * t.ne[0];
-    const int64_t plane = row / t.ne[1], i1 = row - plane * t.ne[1];
-    const int64_t i3 = plane / t.ne[2], i2 = plane - i3 * t.ne[2];
+    const int64_t row = divide(i, t.ne[0]), i0 = i - row * t.ne[0];
+    const int64_t plane = divide(row, t.ne[1]), i1 = row - plane * t.ne[1];
+    const int64_t i3 = divide(plane, t.ne[2]), i2 = plane - i3 * t.ne[2];
     return i0 / unit * t.nb[0] + i1 * t.nb[1] + i2 * t.nb[2] + i3 * t.nb[3];
 }
 
@@ -43,17 +48,48 @@ __device__ tq_dev_choice cheapest(tq_dev_choice c) {
     return c;
 }
 
+// The level nearest to v, at v + 128, in both codebooks. Made by the compiler: in decode, where there is little to encode,
+// building it would take as long as all the rest.
+struct alignas(16) nearest_levels {
+    signed char level[2][256];
+};
+
+template <int bits> constexpr nearest_levels nearest_in(const signed char (&books)[2][1 << bits]) {
+    nearest_levels r = {};
+    for (int c = 0; c < 2; c++) {
+        int index = 0;
+        for (int v = -128; v < 128; v++) {
+            while (index + 1 < 1 << bits && books[c][index] + books[c][index + 1] <= 2 * v) {
+                index++;
+            }
+            r.level[c][v + 128] = books[c][index];
+        }
+    }
+    return r;
+}
+
+template <int type> struct nearest_table;
+
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                  \
+    __device__ constexpr nearest_levels nearest_##name = nearest_in<bits>(tq_codebook_##name); \
+    template <> struct nearest_table<TQ_TYPE_##NAME> {                                      \
+        static __device__ const nearest_levels & get() { return nearest_##name; }           \
+    };
+#include "types.def"
+#undef TQ_TYPE
+
 template <int type>
 __global__ void encode(tq_rows_view src, bool src_is_half, tq_rows_ids ids, tq_rows_view dst, int64_t blocks) {
     using T = spec<type>;
-    __shared__ signed char level[2][256], books[2][16];
+    __shared__ signed char books[2][16];
+    __shared__ nearest_levels nearest;
     __shared__ __align__(16) float values[warps][TQ_BLOCK];
+    const auto & level = nearest.level;
     for (int i = threadIdx.x; i < 2 << T::bits; i += blockDim.x) {
         books[i >> T::bits][i & ((1 << T::bits) - 1)] = T::books()[i];
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < 512; i += blockDim.x) {
-        level[i >> 8][i & 255] = books[i >> 8][tq_dev_nearest(T::bits, books[i >> 8], 1, (i & 255) - 128)];
+    for (int i = threadIdx.x; i < (int) sizeof(nearest) / 4; i += blockDim.x) {
+        reinterpret_cast<unsigned *>(&nearest)[i] = reinterpret_cast<const unsigned *>(&nearest_table<type>::get())[i];
     }
     __syncthreads();
 
@@ -61,7 +97,9 @@ __global__ void encode(tq_rows_view src, bool src_is_half, tq_rows_ids ids, tq_r
     float * x = values[warp];
     for (int64_t b = (int64_t) blockIdx.x * warps + warp; b < blocks; b += (int64_t) gridDim.x * warps) {
         const int64_t first = b * TQ_BLOCK;
-        const char * p = src.data + offset_of(src, first + lane, 1);
+        // a row of a source need not be a whole number of blocks
+        const char * p = src.ne[0] % TQ_BLOCK == 0 ? src.data + offset_of(src, first, 1) + lane * src.nb[0]
+                                                   : src.data + offset_of(src, first + lane, 1);
         const float value = tq_dev_clean(src_is_half ? __half2float(*(const half *) p) : *(const float *) p);
         float amax = fabsf(value);
         for (int step = 8; step > 0; step >>= 1) {
@@ -101,10 +139,10 @@ __global__ void encode(tq_rows_view src, bool src_is_half, tq_rows_ids ids, tq_r
         }
         char * out;
         if (ids.bytes) {
-            const int64_t row = first / src.ne[0], i0 = first - row * src.ne[0];
-            const int64_t plane = row / src.ne[1], i1 = row - plane * src.ne[1];
-            const int64_t i3 = plane / src.ne[2], i2 = plane - i3 * src.ne[2];
-            out = dst.data + i0 / TQ_BLOCK * dst.nb[0] + load_id(ids, i1, i2 % ids.ne[1], i3 % ids.ne[2]) * dst.nb[1] +
+            const int64_t row = divide(first, src.ne[0]), i0 = first - row * src.ne[0];
+            const int64_t plane = divide(row, src.ne[1]), i1 = row - plane * src.ne[1];
+            const int64_t i3 = divide(plane, src.ne[2]), i2 = plane - i3 * src.ne[2];
+            out = dst.data + i0 / TQ_BLOCK * dst.nb[0] + load_id(ids, i1, i2 - divide(i2, ids.ne[1]) * ids.ne[1], i3 - divide(i3, ids.ne[2]) * ids.ne[2]) * dst.nb[1] +
                   i2 * dst.nb[2] + i3 * dst.nb[3];
         } else {
             out = dst.data + offset_of(dst, first, TQ_BLOCK);
@@ -123,16 +161,17 @@ __global__ void decode(tq_rows_view src, tq_rows_ids ids, tq_rows_view dst, bool
         const int64_t first = b * TQ_BLOCK;
         const char * in;
         if (ids.bytes) {
-            const int64_t row = first / dst.ne[0], i0 = first - row * dst.ne[0];
-            const int64_t plane = row / dst.ne[1], r = row - plane * dst.ne[1];
-            const int64_t i2 = plane / dst.ne[2], i1 = plane - i2 * dst.ne[2];
+            const int64_t row = divide(first, dst.ne[0]), i0 = first - row * dst.ne[0];
+            const int64_t plane = divide(row, dst.ne[1]), r = row - plane * dst.ne[1];
+            const int64_t i2 = divide(plane, dst.ne[2]), i1 = plane - i2 * dst.ne[2];
             in = src.data + i0 / TQ_BLOCK * src.nb[0] + load_id(ids, r, i1, i2) * src.nb[1] + i1 * src.nb[2] +
                  i2 * src.nb[3];
         } else {
             in = src.data + offset_of(src, first, TQ_BLOCK);
         }
         const float value = tq_dev_value(T::bits, T::books(), (const unsigned char *) in, lane);
-        char * out = dst.data + offset_of(dst, first + lane, 1);
+        char * out = dst.ne[0] % TQ_BLOCK == 0 ? dst.data + offset_of(dst, first, 1) + lane * dst.nb[0]
+                                               : dst.data + offset_of(dst, first + lane, 1);
         if (dst_is_half) {
             *(half *) out = __float2half_rn(value);
         } else {

@@ -259,13 +259,13 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
 #if !defined(__CUDA_ARCH__)
     (void) d, (void) a, (void) b;
 #elif __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #elif __CUDA_ARCH__ >= 750
     for (int i = 0; i < 2; i++) {
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
                      "{%0, %1, %2, %3};"
                      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                      : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
@@ -279,7 +279,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
 __device__ __forceinline__ unsigned transpose(unsigned x) {
     unsigned y = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
 #else
     (void) x;
 #endif
