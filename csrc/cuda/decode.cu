@@ -157,6 +157,7 @@ __device__ __forceinline__ void centre(float (&offset)[NT], const float * G, int
     if (id != 0) {
         const float * row = turns + (int64_t) id * dim + t * quarter;
         const float * column = G + g * stride + t * quarter;
+#pragma unroll 2
         for (int i = 0; i < quarter; i += 4) {
             const float4 y = *reinterpret_cast<const float4 *>(row + i);
 #pragma unroll
@@ -173,7 +174,9 @@ __device__ __forceinline__ void centre(float (&offset)[NT], const float * G, int
     }
 }
 
-template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(const arguments p) {
+// Centred keys have instances of their own: their offsets take registers that the others would spill.
+template <int D, int NT, bool centred>
+__global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(const arguments p) {
     using W = work<D, NT>;
     extern __shared__ __align__(16) char shared[];
     const tq_cuda_attn & a = p.a;
@@ -182,7 +185,7 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
     const int first_column = blockIdx.y % p.column_tiles * W::columns;
     const int kv_stream = stream / (a.streams / a.kv_streams);
     char * const mine = shared + warp * stages * p.stage_bytes;
-    float4 * const constants = // of the columns, for each warp: factor of a product, slope, place of the mask
+    float4 * const constants = // of the columns, for each warp: factor of a product, slope, place of the mask, offset
         reinterpret_cast<float4 *>(shared + warps * stages * p.stage_bytes) + warp * W::columns;
     float * const G = reinterpret_cast<float *>(shared + warps * (stages * p.stage_bytes + W::columns * 16));
     const int G_stride = a.k.dim + 4;
@@ -251,15 +254,7 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
         }
         __syncwarp();
     };
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-#pragma unroll
-        for (int i = 0; i < 8 * W::value_blocks; i++) {
-            w.o[n][i][0] = w.o[n][i][1] = w.o[n][i][2] = w.o[n][i][3] = 0.0f;
-        }
-    }
-
-    if (a.q_plain) {
+    if (centred) {
         for (int i = threadIdx.x; i < W::columns * a.k.dim; i += warps * 32) {
             const int column = i / a.k.dim, x = i - column * a.k.dim;
             const float * q = reinterpret_cast<const float *>(
@@ -276,29 +271,40 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
     const int last_tile = (int) (p.tiles * (rank + 1) / unit);
     int candidate = (int) (p.tiles * rank / unit);
 
-    const char * const keys = a.k.data + kv_head * a.k.head_stride + kv_stream * a.k.stream_stride;
-    const char * const cells = a.v.data + kv_head * a.v.head_stride + kv_stream * a.v.stream_stride;
-    const int * const ids = a.q_plain ? a.ids + (int64_t) kv_stream * a.kv_rows : nullptr;
+    // Read anew for every tile: registers are short, and a spilled one comes back from the second level cache, because
+    // copies pass through the first.
+    __shared__ struct {
+        const char *keys, *cells, *open; // open: the mask of the first token; of its first head, unless each has its own
+        const int * ids;
+    } at_once;
+    const volatile auto & at = at_once;
+    if (threadIdx.x == 0) {
+        at_once.keys = a.k.data + kv_head * a.k.head_stride + kv_stream * a.k.stream_stride;
+        at_once.cells = a.v.data + kv_head * a.v.head_stride + kv_stream * a.v.stream_stride;
+        at_once.open = a.mask ? a.mask + stream % a.mask_streams * a.mask_stream_stride + first_token * a.mask_token_stride
+                              : nullptr;
+        at_once.ids = a.ids + (int64_t) kv_stream * a.kv_rows;
+    }
+    __syncthreads();
     const int masks = a.mask_heads > 1 ? W::columns : token_of(W::columns - 1) - first_token + 1;
-    const char * const open = // of the first token; of its first head, unless each has its own
-        a.mask ? a.mask + stream % a.mask_streams * a.mask_stream_stride + first_token * a.mask_token_stride : nullptr;
     const auto mask_at = [&](int i, int row) {
         if (row >= a.kv_rows) {
-            return -INFINITY;
+            return (unsigned short) 0xFC00; // minus infinity
         }
-        if (!open) {
-            return 0.0f;
+        const char * m = at.open;
+        if (!m) {
+            return (unsigned short) 0;
         }
-        const char * m = open;
         if (a.mask_heads > 1) {
             m += (token_of(i) - first_token) * a.mask_token_stride + head_of(i) % a.mask_heads * a.mask_head_stride;
         } else if (i > 0) {
             m += i * a.mask_token_stride;
         }
-        return __half2float(reinterpret_cast<const half *>(m)[row]);
+        return reinterpret_cast<const unsigned short *>(m)[row];
     };
-    // The mask decides which tile is read next, so that of the next candidate is already here.
-    float ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0.0f;
+    // The mask decides which tile is read next, so that of the next candidate is already on its way, and nothing looks at
+    // it before its turn.
+    unsigned short ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0;
 
     // Starts to read the next tile that a query sees, and answers its first row, or -1.
     const auto start = [&](int stage) {
@@ -307,16 +313,16 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
         int row = -1;
         while (row < 0 && candidate < last_tile) {
             const int first = candidate * tile;
-            float m = ahead;
+            unsigned short m = ahead;
             candidate++;
-            ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0.0f;
-            bool seen = m != -INFINITY;
-            mask[lane] = m;
+            ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0;
+            bool seen = m != 0xFC00;
+            mask[lane] = __half2float(__ushort_as_half(m));
 #pragma unroll 1
             for (int i = 1; i < masks; i++) {
                 m = mask_at(i, first + lane);
-                seen |= m != -INFINITY;
-                mask[i * tile + lane] = m;
+                seen |= m != 0xFC00;
+                mask[i * tile + lane] = __half2float(__ushort_as_half(m));
             }
             if (__any_sync(all, seen)) {
                 row = first;
@@ -324,28 +330,28 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
         }
         if (row >= 0) {
             const int rows = min(tile, a.kv_rows - row);
-            stage_rows(to, p.k, keys + row * a.k.row_stride, a.k.row_stride, rows, lane);
-            stage_rows(to + p.v_offset, p.v, cells + row * a.v.row_stride, a.v.row_stride, rows, lane);
+            stage_rows(to, p.k, at.keys + row * a.k.row_stride, a.k.row_stride, rows, lane);
+            stage_rows(to + p.v_offset, p.v, at.cells + row * a.v.row_stride, a.v.row_stride, rows, lane);
         }
         copy_commit();
         return row;
     };
 
-    float top[NT][2], offset[NT][2];
-    int offset_id = 0;
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            top[n][j] = -INFINITY;
-            offset[n][j] = w.sum[n][j] = w.sum[n][j + 2] = 0.0f;
-        }
-    }
-
+    float top[NT][2];
+    int offset_id = 0; // to which the offsets among the constants belong
     for (int row = -2, stage = 1, next; row != -1; row = next, stage ^= 1) {
         next = start(stage ^ 1);
         if (row < 0) {
             prepare(); // while the first tile is on its way
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                top[n][0] = top[n][1] = -INFINITY;
+                w.sum[n][0] = w.sum[n][1] = w.sum[n][2] = w.sum[n][3] = 0.0f;
+#pragma unroll
+                for (int i = 0; i < 8 * W::value_blocks; i++) {
+                    w.o[n][i][0] = w.o[n][i][1] = w.o[n][i][2] = w.o[n][i][3] = 0.0f;
+                }
+            }
             continue;
         }
         copy_wait<1>();
@@ -379,8 +385,8 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
                 }
             }
         }
-        if (ids) {
-            const int id = row + lane < a.kv_rows ? ids[row + lane] : 0;
+        if (centred) {
+            const int id = row + lane < a.kv_rows ? at.ids[row + lane] : 0;
             unsigned todo = all;
             while (todo) { // chunks are runs of rows: once or twice
                 const int this_id = __shfl_sync(all, id, __ffs(todo) - 1);
@@ -389,22 +395,24 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
                 if (this_id != offset_id) {
                     float by_column[NT];
                     centre(by_column, G, G_stride, a.turns, this_id, a.k.dim, lane);
+                    __syncwarp();
+                    if (t == 0) {
 #pragma unroll
-                    for (int n = 0; n < NT; n++) {
-#pragma unroll
-                        for (int j = 0; j < 2; j++) {
-                            offset[n][j] = __shfl_sync(all, by_column[n], 4 * (2 * t + j)) * to_score;
+                        for (int n = 0; n < NT; n++) {
+                            constants[8 * n + g].w = by_column[n] * to_score;
                         }
                     }
+                    __syncwarp();
                     offset_id = this_id;
                 }
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const bool has = same >> (8 * i + g) & 1;
+                for (int n = 0; n < NT; n++) {
+                    const float offset0 = constants[8 * n + 2 * t].w, offset1 = constants[8 * n + 2 * t + 1].w;
 #pragma unroll
-                    for (int n = 0; n < NT; n++) {
-                        w.s[i >> 1][n][(i & 1) * 2] += has ? offset[n][0] : 0.0f;
-                        w.s[i >> 1][n][(i & 1) * 2 + 1] += has ? offset[n][1] : 0.0f;
+                    for (int i = 0; i < 4; i++) {
+                        const bool has = same >> (8 * i + g) & 1;
+                        w.s[i >> 1][n][(i & 1) * 2] += has ? offset0 : 0.0f;
+                        w.s[i >> 1][n][(i & 1) * 2 + 1] += has ? offset1 : 0.0f;
                     }
                 }
             }
@@ -564,11 +572,19 @@ template <int D, int NT> __global__ __launch_bounds__(most_warps * 32, D * NT > 
     }
 }
 
-template <int D, int NT> void launch(const arguments & p, size_t shared, cudaStream_t stream) {
+template <int D, int NT, bool centred> void launch_as(const arguments & p, size_t shared, cudaStream_t stream) {
     const dim3 grid(p.splits, p.a.kv_heads * p.column_tiles, p.a.streams);
     // set for every launch: it holds for the current device only
-    cudaFuncSetAttribute(decode<D, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) shared);
-    decode<D, NT><<<grid, p.warps * 32, shared, stream>>>(p);
+    cudaFuncSetAttribute(decode<D, NT, centred>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) shared);
+    decode<D, NT, centred><<<grid, p.warps * 32, shared, stream>>>(p);
+}
+
+template <int D, int NT> void launch(const arguments & p, size_t shared, cudaStream_t stream) {
+    if (p.a.q_plain) {
+        launch_as<D, NT, true>(p, shared, stream);
+    } else {
+        launch_as<D, NT, false>(p, shared, stream);
+    }
 }
 
 // Two groups of 8 columns cost half as much again as one, and only small heads leave registers for them.

@@ -231,6 +231,7 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
         }
     }
 
+    const bool is_plain = !a.q_plain && a.softcap == 0.0f && a.scale > 0.0f;
     float factor[MT][2], slope[MT][2], top[MT][2], sum[MT][4], o[MT][D / 8][4];
     float offset[MT][2];
     int offset_id = 0;
@@ -363,13 +364,24 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                         }
                     }
                 }
+                // Where nothing is added to a product, the exponential takes its factor along.
+                float scale[MT][2];
 #pragma unroll
                 for (int m = 0; m < MT; m++) {
 #pragma unroll
-                    for (int n = 0; n < 4; n++) {
+                    for (int j = 0; j < 2; j++) {
+                        scale[m][j] = is_plain && is_open ? factor[m][j] : 1.0f;
+                    }
+                }
+                if (!(is_plain && is_open)) {
 #pragma unroll
-                        for (int j = 0; j < 4; j++) {
-                            s[m][n][j] *= factor[m][j >> 1];
+                    for (int m = 0; m < MT; m++) {
+#pragma unroll
+                        for (int n = 0; n < 4; n++) {
+#pragma unroll
+                            for (int j = 0; j < 4; j++) {
+                                s[m][n][j] *= factor[m][j >> 1];
+                            }
                         }
                     }
                 }
@@ -474,13 +486,14 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                 for (int m = 0; m < MT; m++) {
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
-                        float x = top[m][j];
+                        float x = s[m][0][2 * j];
 #pragma unroll
-                        for (int n = 0; n < 8; n++) {
+                        for (int n = 1; n < 8; n++) {
                             x = fmaxf(x, s[m][n >> 1][2 * j + (n & 1)]);
                         }
                         x = fmaxf(x, __shfl_xor_sync(all, x, 1));
-                        most[m][j] = fmaxf(x, __shfl_xor_sync(all, x, 2));
+                        x = fmaxf(x, __shfl_xor_sync(all, x, 2));
+                        most[m][j] = fmaxf(x * scale[m][j], top[m][j]);
                         moved |= most[m][j] > top[m][j];
                     }
                 }
@@ -508,7 +521,7 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
 #pragma unroll
                         for (int n = 0; n < 8; n++) {
                             float & x = s[m][n >> 1][2 * j + (n & 1)];
-                            x = exp2f(x - zero);
+                            x = exp2f(x * scale[m][j] - zero);
                         }
                     }
                 }
