@@ -1,6 +1,6 @@
-// FORMAT.md for devices: encoder, decoder, and the look-ups of the attention kernels, in plain C arithmetic on one lane's
-// share of a block. CUDA and HIP compile it as it is, and so does a C compiler: tests/device_driver.c plays the lanes on
-// the host and compares bytes, so that what a GPU does without one is proven everywhere.
+// FORMAT.md for devices: encoder, decoder, and the look-ups of the attention kernels, in plain C arithmetic on one
+// lane's share of a block. CUDA and HIP compile it as it is, and so does a C compiler: tests/device_driver.c plays the
+// lanes on the host and compares bytes, so that what a GPU does without one is proven everywhere.
 //
 //   TQ_FN             storage class of a function
 //   TQ_TABLE          storage class of the codebooks

@@ -1,4 +1,4 @@
-"""Attention on a GPU: problems with centred keys, the answer in float64, and how far a kernel may be from it."""
+"""Attention on a GPU: problems with centred keys, their answer in float64, and a bound of a kernel's error."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def decode(type: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def solve(problem: Problem, centred: Centring | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The answer [stream, token, head, value], and a bound of the error of a kernel.
 
-    Queries are rounded to halves, relative to the power of two above their largest value. Weights are rounded to
-    halves as well; tensor cores sum in float32, and drop what lies below the last bit of the largest term. Where
-    exponentials p are off by d, the answer o moves by sum(d (v - o)) / sum(p + d).
+    Queries are rounded to halves, relative to the power of two above their largest value. Weights are rounded
+    to halves as well; tensor cores sum in float32, and drop what lies below the last bit of the largest term.
+    Where exponentials p are off by d, the answer o moves by sum(d (v - o)) / sum(p + d).
     """
     case = problem.case
     step = 2.0**-22  # of one float operation, generously
@@ -145,7 +145,9 @@ def pack(problem: Problem, centred: Centring | None, heads_first: bool) -> bytes
     return header + b"".join(array.tobytes() for array in arrays if array is not None)
 
 
-def run(command: list[str], problem: Problem, centred: Centring | None = None, heads_first: bool = True) -> np.ndarray:
+def run(
+    command: list[str], problem: Problem, centred: Centring | None = None, heads_first: bool = True
+) -> np.ndarray:
     result = subprocess.run(
         [*command, "attention"], input=pack(problem, centred, heads_first), capture_output=True
     )

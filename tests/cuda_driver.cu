@@ -73,7 +73,7 @@ static int convert(bool encode, int type) {
     const int64_t from = encode ? 128 : bytes_of(type), to = encode ? bytes_of(type) : 128;
     const int64_t n = (int64_t) data.size() / from;
     std::vector<char> result(n * to, (char) 0xA5);
-    char * in = upload(data), * out = upload(result);
+    char *in = upload(data), *out = upload(result);
     const tq_rows_view values = {encode ? in : out, {32, n, 1, 1}, {4, 128, 128 * n, 128 * n}};
     const int64_t row = bytes_of(type);
     const tq_rows_view blocks = {encode ? out : in, {32, n, 1, 1}, {row, row, row * n, row * n}};
@@ -104,7 +104,8 @@ static int attention(int repeat) {
     memcpy(&h, head.data(), sizeof(h));
     const size_t queries = h.streams * h.tokens * h.heads, cells = h.kv_streams * h.kv_heads * h.kv_rows;
     const auto q = input(queries * h.k_dim * 4), k = input(cells * h.k_bytes), v = input(cells * h.v_bytes);
-    const auto mask = input(h.mask_streams * h.mask_heads * h.tokens * h.kv_rows * 2), sinks = input(h.sinks ? h.heads * 4 : 0);
+    const auto mask = input(h.mask_streams * h.mask_heads * h.tokens * h.kv_rows * 2),
+               sinks = input(h.sinks ? h.heads * 4 : 0);
     const auto plain = input(h.centred ? q.size() : 0), mean = input(h.centred ? h.kv_heads * h.k_dim * 4 : 0);
     const auto turns = input(h.turns * h.k_dim * 4), ids = input(h.centred ? h.kv_streams * h.kv_rows * 4 : 0);
 
@@ -112,7 +113,8 @@ static int attention(int repeat) {
     a.streams = (int) h.streams, a.tokens = (int) h.tokens, a.heads = (int) h.heads;
     a.kv_streams = (int) h.kv_streams, a.kv_heads = (int) h.kv_heads, a.kv_rows = (int) h.kv_rows;
     const auto cache = [&](int64_t type, int64_t dim, int64_t bytes, const std::vector<char> & data) {
-        tq_cuda_cache c = {(int) type, (int) dim, upload(data), bytes, bytes * h.kv_rows, bytes * h.kv_rows * h.kv_heads};
+        tq_cuda_cache c = {(int) type, (int) dim,         upload(data),
+                           bytes,      bytes * h.kv_rows, bytes * h.kv_rows * h.kv_heads};
         if (h.heads_first) {
             c.row_stride = bytes * h.kv_heads;
             c.head_stride = bytes;

@@ -1,7 +1,10 @@
-"""What of the GPU code can be proven without a GPU: the header that it shares with the host, byte for byte."""
+"""What of the GPU code can be proven without one: the header shared with the host, and that all compiles."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import importlib.util
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,3 +52,36 @@ def test_the_look_ups_of_the_attention_kernels_find_the_levels(driver: Path, typ
     blocks[:, :2] = np.array([0, 23 << 2]) | blocks[:, :2] & np.array([0, 128])  # both scales are 1
     levels = np.frombuffer(run(driver, "levels", type, blocks), np.int8).reshape(-1, 32)
     assert np.array_equal(levels, reference.dequantize(blocks, type))
+
+
+def nvcc() -> str:
+    """The one on the PATH, or pip's."""
+    spec = importlib.util.find_spec("nvidia")
+    places = (
+        [str(folder) for path in spec.submodule_search_locations for folder in Path(path).glob("*/bin")]
+        if spec
+        else []
+    )
+    compiler = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(places))
+    assert compiler, "no nvcc; pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
+    return compiler
+
+
+def test_every_kernel_compiles_for_the_oldest_and_the_newest_architecture(tmp_path: Path):
+    compiler = nvcc()
+    listed = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    codes = sorted((code for code in listed.split()), key=lambda code: int(code.removeprefix("sm_")))
+    oldest = next(code for code in codes if int(code.removeprefix("sm_")) >= 75)
+
+    def compile(source: Path, code: str) -> str:
+        target = tmp_path / f"{source.stem}.{code}"
+        options = ["-std=c++17", "-O3", "-use_fast_math", f"-arch={code}", f"-I{drivers.CSRC}", "-cubin"]
+        result = subprocess.run([compiler, *options, source, "-o", target], capture_output=True, text=True)
+        return result.stdout + result.stderr
+
+    sources = sorted((drivers.CSRC / "cuda").glob("*.cu"))
+    assert sources
+    jobs = [(source, code) for source in sources for code in (oldest, codes[-1])]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        messages = list(pool.map(lambda job: compile(*job), jobs))
+    assert messages == [""] * len(jobs)

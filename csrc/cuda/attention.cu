@@ -10,49 +10,67 @@ namespace {
 
 constexpr int merge_warps = 8;
 
-// A block merges the splits of a query: every warp takes one split in eight.
+// A block merges the splits of a query: every warp takes one split in eight, a lane four values of it (and 128 further
+// on). Sums are read before the maximum over all splits is known, because waiting for memory is all that takes time
+// here.
 __global__ void merge(const tq_cuda_attn a, int splits, const float * partial, const float2 * state) {
-    __shared__ float sums[merge_warps][256];
+    __shared__ __align__(16) float sums[merge_warps][256];
+    __shared__ float tops[merge_warps], totals[merge_warps];
     const int64_t place = blockIdx.x;
     const int head = (int) (place % a.heads), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     state += place * splits;
     partial += place * splits * a.v.dim;
-    float most = -INFINITY;
-    for (int i = lane; i < splits; i += 32) {
-        most = fmaxf(most, state[i].x);
-    }
-    for (int step = 16; step > 0; step >>= 1) {
-        most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, step));
-    }
-    float total = 0.0f;
-    for (int i = lane; i < splits; i += 32) {
-        const float2 s = state[i];
-        total += s.x == -INFINITY ? 0.0f : s.y * exp2f(s.x - most);
-    }
-    for (int step = 16; step > 0; step >>= 1) {
-        total += __shfl_xor_sync(0xFFFFFFFFu, total, step);
-    }
-    float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    float top = -INFINITY, total = 0.0f;
+    float4 sum[2] = {};
+#pragma unroll 4
     for (int i = warp; i < splits; i += merge_warps) {
-        const float own = state[i].x, by = own == -INFINITY ? 0.0f : exp2f(own - most);
+        const float2 s = state[i];
+        float4 x[2] = {};
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            if (lane + 32 * j < a.v.dim) {
-                sum[j] += by * partial[(int64_t) i * a.v.dim + lane + 32 * j];
+        for (int j = 0; j < 2; j++) {
+            if (4 * lane + 128 * j < a.v.dim) {
+                x[j] = *reinterpret_cast<const float4 *>(partial + (int64_t) i * a.v.dim + 4 * lane + 128 * j);
             }
+        }
+        const float most = fmaxf(top, s.x);
+        const float before = top == -INFINITY ? 0.0f : exp2f(top - most),
+                    by = s.x == -INFINITY ? 0.0f : exp2f(s.x - most);
+        top = most;
+        total = total * before + s.y * by;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            sum[j].x = sum[j].x * before + x[j].x * by;
+            sum[j].y = sum[j].y * before + x[j].y * by;
+            sum[j].z = sum[j].z * before + x[j].z * by;
+            sum[j].w = sum[j].w * before + x[j].w * by;
         }
     }
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        sums[warp][lane + 32 * j] = sum[j];
+    for (int j = 0; j < 2; j++) {
+        *reinterpret_cast<float4 *>(&sums[warp][4 * lane + 128 * j]) = sum[j];
+    }
+    if (lane == 0) {
+        tops[warp] = top;
+        totals[warp] = total;
     }
     __syncthreads();
+    float most = -INFINITY, by[merge_warps];
+    total = 0.0f;
+#pragma unroll
+    for (int j = 0; j < merge_warps; j++) {
+        most = fmaxf(most, tops[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < merge_warps; j++) {
+        by[j] = tops[j] == -INFINITY ? 0.0f : exp2f(tops[j] - most);
+        total += by[j] * totals[j];
+    }
     const float scale = finish(most, total, a.sinks, head);
     for (int i = threadIdx.x; i < a.v.dim; i += blockDim.x) {
         float x = 0.0f;
 #pragma unroll
         for (int j = 0; j < merge_warps; j++) {
-            x += sums[j][i];
+            x += by[j] * sums[j][i];
         }
         a.out[place * a.v.dim + i] = x * scale;
     }

@@ -1,15 +1,16 @@
-// Attention for few query columns (query heads of a KV head, times tokens): each block of the cache is unpacked once for
-// all of them, straight into the registers that mma wants. Bytes come from memory packed and stay packed in shared
+// Attention for few query columns (query heads of a KV head, times tokens): each block of the cache is unpacked once
+// for all of them, straight into the registers that mma wants. Bytes come from memory packed and stay packed in shared
 // memory; no value is ever stored unpacked.
 //
 // A warp works alone on tiles of 32 cache rows, two stages of cp.async deep, with its own running maximum; the warps
 // of a block, and then the blocks of a split cache, are merged at the end. Lane = 4g + t.
 //
 //   scores    S^T = K Q^T: rows of the cache are the 16 of mma, columns its 8. A lane must hold 4 values of each of two
-//             rows in every step of 16; which, is free as long as Q agrees. So it takes one whole block t (and t + 4) of
-//             rows g and g + 8: one scale word and one choice of codebook for 32 values. Eight steps use them up.
-//   weights   exp2 of S^T, two columns to a lane, packed and transposed by movmatrix into the operand of the next product
-//   values    O^T = V^T P^T: 16 values of the head by 8 columns. Values are unpacked as keys are, and their pairs
+//             rows in every step of 16; which, is free as long as Q agrees. So it takes one whole block t (and t + 4)
+//             of rows g and g + 8: one scale word and one choice of codebook for 32 values. Eight steps use them up.
+//   weights   exp2 of S^T, two columns to a lane, packed and transposed by movmatrix into the operand of the next
+//   product values    O^T = V^T P^T: 16 values of the head by 8 columns. Values are unpacked as keys are, and their
+//   pairs
 //             transposed by movmatrix: row 8i + g of a product is value g & 1 of a pair of block g >> 1.
 #include <cmath>
 
@@ -21,7 +22,7 @@ namespace tq_cuda {
 namespace {
 
 constexpr int most_warps = 8; // of a block; fewer where shared memory is short
-constexpr int tile = 32; // rows
+constexpr int tile = 32;      // rows
 constexpr int stages = 2;
 constexpr unsigned all = 0xFFFFFFFFu;
 constexpr float log2e = 1.44269504f;
@@ -58,12 +59,13 @@ __device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, 
 #pragma unroll
         for (int u = 0; u < w.key_blocks; u++) {
             // past the end the query is zero
-            const place block0 = rows + (16 * m + g) * stride + (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
-            const place block1 = block0 + 8 * stride;
+            const int offset = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
+            const unsigned odd = offset & 2; // rows begin at multiples of four
+            const place block0 = rows + (16 * m + g) * stride + (offset - odd), block1 = block0 + 8 * stride;
             half_block r0[2], r1[2];
             if constexpr (type != TQ_CUDA_F16) {
-                load_both<type>(block0, b, r0);
-                load_both<type>(block1, b, r1);
+                load_both<type>(block0, odd, b, r0);
+                load_both<type>(block1, odd, b, r1);
             }
 #pragma unroll
             for (int h = 0; h < 2; h++) {
@@ -98,8 +100,8 @@ __device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, 
 }
 
 template <int type, int D, int NT>
-__device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2], place rows, int stride,
-                                       int blocks, int lane) {
+__device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2], place rows, int stride, int blocks,
+                                       int lane) {
     using F = format<type>;
     const int g = lane >> 2, t = lane & 3;
     const books b = F::load_books();
@@ -108,12 +110,13 @@ __device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2],
 #pragma unroll
         for (int u = 0; u < w.value_blocks; u++) {
             // past the end nobody reads the sums
-            const place block0 = rows + (16 * m + g) * stride + (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
-            const place block1 = block0 + 8 * stride;
+            const int offset = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
+            const unsigned odd = offset & 2; // rows begin at multiples of four
+            const place block0 = rows + (16 * m + g) * stride + (offset - odd), block1 = block0 + 8 * stride;
             half_block r0[2], r1[2];
             if constexpr (type != TQ_CUDA_F16) {
-                load_both<type>(block0, b, r0);
-                load_both<type>(block1, b, r1);
+                load_both<type>(block0, odd, b, r0);
+                load_both<type>(block1, odd, b, r1);
             }
 #pragma unroll
             for (int h = 0; h < 2; h++) {
@@ -208,8 +211,8 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     const int first_token = token_of(0), key_blocks = a.k.dim / TQ_BLOCK, value_blocks = a.v.dim / TQ_BLOCK;
     const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
 
-    // The queries, each as halves of at most 2 in magnitude, and the power of two that was taken out. Of a column a lane
-    // keeps what it multiplies with its blocks; the constants of columns wait in shared memory.
+    // The queries, each as halves of at most 2 in magnitude, and the power of two that was taken out. Of a column a
+    // lane keeps what it multiplies with its blocks; the constants of columns wait in shared memory.
     const auto prepare = [&]() {
 #pragma unroll
         for (int n = 0; n < NT; n++) {
@@ -239,9 +242,10 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
                         const int h = i >> 2, r = i & 3;
-                        const float low = planes ? x[u][tq_dev_place(1, h, r, 2 * j)] : x[u][tq_dev_place(0, h, r, 2 * j)];
-                        const float high = planes ? x[u][tq_dev_place(1, h, r, 2 * j + 1)]
-                                                  : x[u][tq_dev_place(0, h, r, 2 * j + 1)];
+                        const float low =
+                            planes ? x[u][tq_dev_place(1, h, r, 2 * j)] : x[u][tq_dev_place(0, h, r, 2 * j)];
+                        const float high =
+                            planes ? x[u][tq_dev_place(1, h, r, 2 * j + 1)] : x[u][tq_dev_place(0, h, r, 2 * j + 1)];
                         w.q[n][8 * u + i][j] = as_word(__floats2half2_rn(low * down, high * down));
                     }
                 }
@@ -257,9 +261,9 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     if (centred) {
         for (int i = threadIdx.x; i < W::columns * a.k.dim; i += warps * 32) {
             const int column = i / a.k.dim, x = i - column * a.k.dim;
-            const float * q = reinterpret_cast<const float *>(
-                a.q_plain + token_of(column) * a.qp_token_stride + head_of(column) * a.qp_head_stride +
-                stream * a.qp_stream_stride);
+            const float * q =
+                reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
+                                                head_of(column) * a.qp_head_stride + stream * a.qp_stream_stride);
             const float * mean = a.mean + kv_head * a.k.dim;
             G[column * G_stride + x] = paired(q, mean, x, a.n_rot, a.neox);
         }
@@ -274,15 +278,17 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     // Read anew for every tile: registers are short, and a spilled one comes back from the second level cache, because
     // copies pass through the first.
     __shared__ struct {
-        const char *keys, *cells, *open; // open: the mask of the first token; of its first head, unless each has its own
+        const char *keys, *cells,
+            *open; // open: the mask of the first token; of its first head, unless each has its own
         const int * ids;
     } at_once;
     const volatile auto & at = at_once;
     if (threadIdx.x == 0) {
         at_once.keys = a.k.data + kv_head * a.k.head_stride + kv_stream * a.k.stream_stride;
         at_once.cells = a.v.data + kv_head * a.v.head_stride + kv_stream * a.v.stream_stride;
-        at_once.open = a.mask ? a.mask + stream % a.mask_streams * a.mask_stream_stride + first_token * a.mask_token_stride
-                              : nullptr;
+        at_once.open = a.mask
+                           ? a.mask + stream % a.mask_streams * a.mask_stream_stride + first_token * a.mask_token_stride
+                           : nullptr;
         at_once.ids = a.ids + (int64_t) kv_stream * a.kv_rows;
     }
     __syncthreads();
@@ -302,8 +308,8 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         }
         return reinterpret_cast<const unsigned short *>(m)[row];
     };
-    // The mask decides which tile is read next, so that of the next candidate is already on its way, and nothing looks at
-    // it before its turn.
+    // The mask decides which tile is read next, so that of the next candidate is already on its way, and nothing looks
+    // at it before its turn.
     unsigned short ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0;
 
     // Starts to read the next tile that a query sees, and answers its first row, or -1.
@@ -360,9 +366,9 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         const float * const mask = reinterpret_cast<const float *>(here + p.mask_offset);
 
         switch (a.k.type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                             \
-    case TQ_TYPE_##NAME:                                                               \
-        scores<TQ_TYPE_##NAME>(w, place_of(here), p.k.stride, key_blocks, lane);                 \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                       \
+    case TQ_TYPE_##NAME:                                                         \
+        scores<TQ_TYPE_##NAME>(w, place_of(here), p.k.stride, key_blocks, lane); \
         break;
 #include "types.def"
 #undef TQ_TYPE
@@ -482,17 +488,16 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
             for (int n = 0; n < NT; n++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    weights[m][n][i] =
-                        transpose(as_word(__floats2half2_rn(w.s[m][n][2 * i], w.s[m][n][2 * i + 1])));
+                    weights[m][n][i] = transpose(as_word(__floats2half2_rn(w.s[m][n][2 * i], w.s[m][n][2 * i + 1])));
                 }
                 mma(w.sum[n], ones, weights[m][n]);
             }
         }
 
         switch (a.v.type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                  \
-    case TQ_TYPE_##NAME:                                                                                    \
-        values<TQ_TYPE_##NAME>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane);              \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                               \
+    case TQ_TYPE_##NAME:                                                                                 \
+        values<TQ_TYPE_##NAME>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane); \
         break;
 #include "types.def"
 #undef TQ_TYPE
@@ -609,8 +614,8 @@ arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & s
     const int masks = a.mask_heads > 1 || tokens > columns ? columns : tokens;
     p.stage_bytes = p.mask_offset + masks * tile * (int) sizeof(float);
     for (p.warps = most_warps;; p.warps /= 2) {
-        const size_t working =
-            (size_t) p.warps * (stages * p.stage_bytes + columns * 16) + (a.q_plain ? columns * (a.k.dim + 4) * sizeof(float) : 0);
+        const size_t working = (size_t) p.warps * (stages * p.stage_bytes + columns * 16) +
+                               (a.q_plain ? columns * (a.k.dim + 4) * sizeof(float) : 0);
         const size_t merging = (size_t) p.warps * columns * (a.v.dim + 3) * sizeof(float);
         shared = working > merging ? working : merging;
         if (shared <= (size_t) device.shared || p.warps == 1) {
@@ -620,7 +625,9 @@ arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & s
 
     // As many blocks as run at once, but none with less than a tile for each warp.
     const int most_blocks = columns == 8 && a.k.dim <= 128 && a.v.dim <= 128 ? 2 : 1; // by their registers
-    const int fit = device.shared / (int) (shared + 1024), resident = fit < 1 ? 1 : fit > most_blocks ? most_blocks : fit;
+    const int fit = device.shared / (int) (shared + 1024), resident = fit < 1             ? 1
+                                                                      : fit > most_blocks ? most_blocks
+                                                                                          : fit;
 
     const int others = a.kv_heads * p.column_tiles * a.streams;
     const int wanted = device.multiprocessors * resident / others, most = p.tiles / p.warps;
@@ -633,7 +640,7 @@ arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & s
 size_t decode_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
     size_t shared;
     const arguments p = plan(a, device, shared);
-    return p.splits == 1 ? 0 : (size_t) a.streams * a.tokens * a.heads * p.splits * (a.v.dim + 2) * sizeof(float);
+    return p.splits == 1 ? 0 : (size_t) a.streams * a.tokens * a.heads * p.splits * (a.v.dim + 2) * sizeof(float) + 16;
 }
 
 void decode_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream) {
@@ -641,7 +648,7 @@ void decode_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * sc
     arguments p = plan(a, device, shared);
     const size_t rows = (size_t) a.streams * a.tokens * a.heads * p.splits;
     p.partial_state = static_cast<float2 *>(scratch);
-    p.partial = reinterpret_cast<float *>(p.partial_state + rows);
+    p.partial = reinterpret_cast<float *>(p.partial_state + (rows + 1) / 2 * 2); // read four at a time
     if (a.k.dim > 128 || a.v.dim > 128) {
         launch<256, 1>(p, shared, stream);
     } else if (column_groups(a) == 2) {

@@ -1,12 +1,12 @@
-// Attention for many query columns (query heads of a KV head, times tokens): a block of warps unpacks tiles of cache rows
-// to halves in shared memory, and every warp multiplies its own 16 or 32 columns with them.
+// Attention for many query columns (query heads of a KV head, times tokens): a block of warps unpacks tiles of cache
+// rows to halves in shared memory, and every warp multiplies its own 16 or 32 columns with them.
 //
 // While tile i is multiplied, tile i + 1 is unpacked from its packed bytes to the other buffer, and the bytes of tile
-// i + 2 are on their way. Odd warps unpack first and even warps multiply first, so that the tensor cores and the integer
-// units work at the same time with one barrier for each tile.
+// i + 2 are on their way. Odd warps unpack first and even warps multiply first, so that the tensor cores and the
+// integer units work at the same time with one barrier for each tile.
 //
-// Values lie in shared memory as unpacking yields them: position 16 h + 4 r + b of a block is value tq_dev_place(h, r, b).
-// Queries are stored in the same order, and results are put back in place when they are written.
+// Values lie in shared memory as unpacking yields them: position 16 h + 4 r + b of a block is value tq_dev_place(h, r,
+// b). Queries are stored in the same order, and results are put back in place when they are written.
 //
 // A small kernel before looks at the mask once, for all heads: which tiles does a block of columns see not at all, and
 // which in full? The first kind is skipped, the second computed without the mask.
@@ -28,7 +28,7 @@ struct arguments {
     staging k, v;
     int group, columns, column_tiles, splits, tiles, tile_columns;
     int q_offset, g_offset, k_offset, v_offset, raw_offset, raw_v_offset, raw_bytes; // in shared memory
-    unsigned char * seen; // [mask stream, column tile, tile]
+    unsigned char * seen;                                                            // [mask stream, column tile, tile]
     float * partial;
     float2 * partial_state;
 };
@@ -45,14 +45,24 @@ template <int R> __global__ void look(const arguments p) {
     }
     __syncthreads();
     bool any_open = false, any_closed = false;
-    for (int i = threadIdx.x; i < tokens * (R / 2); i += blockDim.x) {
-        const int token = i / (R / 2), row = first + 2 * (i % (R / 2));
-        const unsigned short * m = reinterpret_cast<const unsigned short *>(mask + token * a.mask_token_stride);
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const unsigned short x = row + j < a.kv_rows ? m[row + j] : 0xFC00;
-            any_open |= x != 0xFC00;
-            any_closed |= (x & 0x7FFF) != 0;
+    const auto see = [&](unsigned two) { // halves
+        any_open |= (two & 0xFFFF) != 0xFC00 || two >> 16 != 0xFC00;
+        any_closed |= (two & 0x7FFF7FFF) != 0;
+    };
+    if (first + R <= a.kv_rows && (((int64_t) (size_t) mask | a.mask_token_stride) & 15) == 0) {
+        for (int i = threadIdx.x; i < tokens * (R / 8); i += blockDim.x) {
+            const uint4 x = *reinterpret_cast<const uint4 *>(mask + i / (R / 8) * a.mask_token_stride +
+                                                             (first + 8 * (i % (R / 8))) * 2);
+            see(x.x);
+            see(x.y);
+            see(x.z);
+            see(x.w);
+        }
+    } else {
+        for (int i = threadIdx.x; i < tokens * R; i += blockDim.x) {
+            const int row = first + i % R;
+            const unsigned short * m = reinterpret_cast<const unsigned short *>(mask + i / R * a.mask_token_stride);
+            see((row < a.kv_rows ? m[row] : 0xFC00u) * 0x10001u);
         }
     }
     if (any_open) {
@@ -104,7 +114,8 @@ __device__ __forceinline__ void unpack_rows(place to, int to_stride, place from,
     const books b = F::load_books();
     for (int i = threadIdx.x; i < R * blocks; i += blockDim.x) {
         const int row = i % R, block = i / R;
-        const place in = from + row * from_stride + block * F::block_bytes;
+        const unsigned odd = block * F::block_bytes & 2; // rows begin at multiples of four
+        const place in = from + row * from_stride + (block * F::block_bytes - odd);
         const place out = to + row * to_stride + block * TQ_BLOCK * 2;
         half2 x[8];
         if constexpr (type == TQ_CUDA_F16) {
@@ -114,7 +125,7 @@ __device__ __forceinline__ void unpack_rows(place to, int to_stride, place from,
             store_half(out + 32, x);
         } else {
             half_block r[2];
-            load_both<type>(in, b, r);
+            load_both<type>(in, odd, b, r);
             values_of<type>(r[0], x);
             store_half(out, x);
             values_of<type>(r[1], x);
@@ -126,9 +137,9 @@ __device__ __forceinline__ void unpack_rows(place to, int to_stride, place from,
 template <int R>
 __device__ __forceinline__ void unpack(int type, place to, int to_stride, place from, int from_stride, int blocks) {
     switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                             \
-    case TQ_TYPE_##NAME:                                                               \
-        unpack_rows<TQ_TYPE_##NAME, R>(to, to_stride, from, from_stride, blocks);      \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                        \
+    case TQ_TYPE_##NAME:                                                          \
+        unpack_rows<TQ_TYPE_##NAME, R>(to, to_stride, from, from_stride, blocks); \
         break;
 #include "types.def"
 #undef TQ_TYPE
@@ -185,9 +196,8 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
     // --- queries: a warp writes its own ---
     for (int column = warp * MT * 16; column < (warp + 1) * MT * 16; column++) {
         const bool is_there = first_column + column < p.columns;
-        const float * q = reinterpret_cast<const float *>(a.q + token_of(column) * a.q_token_stride +
-                                                          head_of(column) * a.q_head_stride +
-                                                          stream * a.q_stream_stride);
+        const float * q = reinterpret_cast<const float *>(
+            a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride + stream * a.q_stream_stride);
         float top = 0.0f, down, up;
         for (int b = 0; b < key_blocks; b++) {
             top = fmaxf(top, fabsf(q[TQ_BLOCK * b + lane]));
@@ -202,9 +212,9 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
             factors[column] = up * to_score * (a.k.type < TQ_TYPE_COUNT ? 16.0f : 1.0f);
         }
         if (a.q_plain) {
-            const float * plain = reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
-                                                                  head_of(column) * a.qp_head_stride +
-                                                                  stream * a.qp_stream_stride);
+            const float * plain =
+                reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
+                                                head_of(column) * a.qp_head_stride + stream * a.qp_stream_stride);
             const float * mean = a.mean + kv_head * a.k.dim;
             top = 0.0f;
             for (int i = lane; i < a.k.dim; i += 32) {
@@ -317,8 +327,8 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                 if (now >= 0) {
                     const place raw = base + p.raw_offset + slot * p.raw_bytes;
                     unpack<R>(a.k.type, base + p.k_offset + slot * R * stride, stride, raw, p.k.stride, key_blocks);
-                    unpack<R>(a.v.type, base + p.v_offset + slot * R * stride, stride, raw + p.raw_v_offset,
-                              p.v.stride, value_blocks);
+                    unpack<R>(a.v.type, base + p.v_offset + slot * R * stride, stride, raw + p.raw_v_offset, p.v.stride,
+                              value_blocks);
                 }
                 continue;
             }
@@ -410,8 +420,7 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                                         *reinterpret_cast<const float2 *>(turn + 16 * step + 8 * j + 2 * t);
                                     const half2 h = __floats2half2_rn(y.x, y.y);
                                     high[j] = as_word(h);
-                                    low[j] = as_word(
-                                        __floats2half2_rn(y.x - __low2float(h), y.y - __high2float(h)));
+                                    low[j] = as_word(__floats2half2_rn(y.x - __low2float(h), y.y - __high2float(h)));
                                 }
 #pragma unroll
                                 for (int m = 0; m < MT; m++) {
@@ -429,8 +438,8 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                             for (int m = 0; m < MT; m++) {
 #pragma unroll
                                 for (int j = 0; j < 2; j++) {
-                                    offset[m][j] = c[m][2 * j] *
-                                                   factors[p.tile_columns + (warp * MT + m) * 16 + g + 8 * j];
+                                    offset[m][j] =
+                                        c[m][2 * j] * factors[p.tile_columns + (warp * MT + m) * 16 + g + 8 * j];
                                 }
                             }
                             offset_id = this_id;
@@ -692,7 +701,7 @@ size_t prefill_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
     layout l;
     plan(a, device, p, l);
     const size_t rows = p.splits == 1 ? 0 : (size_t) a.streams * a.tokens * a.heads * p.splits;
-    return seen_bytes(p) + rows * (a.v.dim + 2) * sizeof(float);
+    return seen_bytes(p) + rows * (a.v.dim + 2) * sizeof(float) + 16;
 }
 
 void prefill_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream) {
@@ -701,7 +710,8 @@ void prefill_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * s
     plan(a, device, p, l);
     p.seen = static_cast<unsigned char *>(scratch);
     p.partial_state = reinterpret_cast<float2 *>(p.seen + seen_bytes(p));
-    p.partial = reinterpret_cast<float *>(p.partial_state + (size_t) a.streams * a.tokens * a.heads * p.splits);
+    const size_t rows = (size_t) a.streams * a.tokens * a.heads * p.splits;
+    p.partial = reinterpret_cast<float *>(p.partial_state + (rows + 1) / 2 * 2); // read four at a time
     if (l.size == 64) {
         launch<64, 2, 64>(p, l, stream);
     } else if (l.size == 256) {

@@ -1,5 +1,5 @@
-// A warp encodes a block: its lanes price the candidates, 16 to a codebook (tq_device.h). One thread a block would have a
-// tenth of the instructions in flight, and a token's 64 blocks would take 30 us instead of 3.
+// A warp encodes a block: its lanes price the candidates, 16 to a codebook (tq_device.h). One thread a block would have
+// a tenth of the instructions in flight, and a token's 64 blocks would take 30 us instead of 3.
 #include "rows.h"
 
 #include "tq.h"
@@ -12,11 +12,11 @@ constexpr unsigned all = 0xFFFFFFFFu;
 
 template <int type> struct spec;
 
-#define TQ_TYPE(NAME, name, id, bits_, bytes_, start_, count_)                            \
-    template <> struct spec<TQ_TYPE_##NAME> {                                             \
-        static constexpr int bits = bits_, bytes = bytes_, count = count_;                \
-        static constexpr float start = start_ / 16384.0f;                                 \
-        static __device__ const signed char * books() { return tq_codebook_##name[0]; }   \
+#define TQ_TYPE(NAME, name, id, bits_, bytes_, start_, count_)                          \
+    template <> struct spec<TQ_TYPE_##NAME> {                                           \
+        static constexpr int bits = bits_, bytes = bytes_, count = count_;              \
+        static constexpr float start = start_ / 16384.0f;                               \
+        static __device__ const signed char * books() { return tq_codebook_##name[0]; } \
     };
 #include "types.def"
 #undef TQ_TYPE
@@ -48,8 +48,8 @@ __device__ tq_dev_choice cheapest(tq_dev_choice c) {
     return c;
 }
 
-// The level nearest to v, at v + 128, in both codebooks. Made by the compiler: in decode, where there is little to encode,
-// building it would take as long as all the rest.
+// The level nearest to v, at v + 128, in both codebooks. Made by the compiler: in decode, where there is little to
+// encode, building it would take as long as all the rest.
 struct alignas(16) nearest_levels {
     signed char level[2][256];
 };
@@ -70,10 +70,10 @@ template <int bits> constexpr nearest_levels nearest_in(const signed char (&book
 
 template <int type> struct nearest_table;
 
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                  \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                     \
     __device__ constexpr nearest_levels nearest_##name = nearest_in<bits>(tq_codebook_##name); \
-    template <> struct nearest_table<TQ_TYPE_##NAME> {                                      \
-        static __device__ const nearest_levels & get() { return nearest_##name; }           \
+    template <> struct nearest_table<TQ_TYPE_##NAME> {                                         \
+        static __device__ const nearest_levels & get() { return nearest_##name; }              \
     };
 #include "types.def"
 #undef TQ_TYPE
@@ -142,7 +142,9 @@ __global__ void encode(tq_rows_view src, bool src_is_half, tq_rows_ids ids, tq_r
             const int64_t row = divide(first, src.ne[0]), i0 = first - row * src.ne[0];
             const int64_t plane = divide(row, src.ne[1]), i1 = row - plane * src.ne[1];
             const int64_t i3 = divide(plane, src.ne[2]), i2 = plane - i3 * src.ne[2];
-            out = dst.data + i0 / TQ_BLOCK * dst.nb[0] + load_id(ids, i1, i2 - divide(i2, ids.ne[1]) * ids.ne[1], i3 - divide(i3, ids.ne[2]) * ids.ne[2]) * dst.nb[1] +
+            out = dst.data + i0 / TQ_BLOCK * dst.nb[0] +
+                  load_id(ids, i1, i2 - divide(i2, ids.ne[1]) * ids.ne[1], i3 - divide(i3, ids.ne[2]) * ids.ne[2]) *
+                      dst.nb[1] +
                   i2 * dst.nb[2] + i3 * dst.nb[3];
         } else {
             out = dst.data + offset_of(dst, first, TQ_BLOCK);
@@ -209,10 +211,9 @@ void tq_cuda_encode(int type, const tq_rows_view & src, bool src_is_half, const 
         return;
     }
     switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                        \
-    case TQ_TYPE_##NAME:                                                                                          \
-        encode<TQ_TYPE_##NAME>                                                                                    \
-            <<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, src_is_half, ids, dst, blocks);              \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                             \
+    case TQ_TYPE_##NAME:                                                                                               \
+        encode<TQ_TYPE_##NAME><<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, src_is_half, ids, dst, blocks); \
         break;
 #include "types.def"
 #undef TQ_TYPE
@@ -226,10 +227,9 @@ void tq_cuda_decode(int type, const tq_rows_view & src, const tq_rows_ids & ids,
         return;
     }
     switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                        \
-    case TQ_TYPE_##NAME:                                                                                          \
-        decode<TQ_TYPE_##NAME>                                                                                    \
-            <<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, ids, dst, dst_is_half, blocks);              \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                             \
+    case TQ_TYPE_##NAME:                                                                                               \
+        decode<TQ_TYPE_##NAME><<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, ids, dst, dst_is_half, blocks); \
         break;
 #include "types.def"
 #undef TQ_TYPE
@@ -242,9 +242,9 @@ void tq_cuda_copy(int type, const tq_rows_view & src, const tq_rows_view & dst, 
         return;
     }
     switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                             \
-    case TQ_TYPE_##NAME:                                                                               \
-        copy<bytes><<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, dst, blocks);              \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                \
+    case TQ_TYPE_##NAME:                                                                  \
+        copy<bytes><<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, dst, blocks); \
         break;
 #include "types.def"
 #undef TQ_TYPE

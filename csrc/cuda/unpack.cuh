@@ -1,9 +1,9 @@
 // From packed blocks in shared memory to halves: the look-ups of tq_device.h, then levels times scales.
 //
-// A look-up gives bytes of level + 128. A byte under 0x64 is the half 1024 + byte, so fma(half, s, -1152 s) is the level
-// times the scale: one prmt and one fma for two values. The product has 4 + 7 significant bits, so nothing is rounded.
-// Scales are 2^-4 of what they are, so that 1152 times the largest fits a half; the kernels give the 16 back to sums.
-// A scale below 2^-17 (a block whose largest value is below 0.001) is rounded to a multiple of 2^-20.
+// A look-up gives bytes of level + 128. A byte under 0x64 is the half 1024 + byte, so fma(half, s, -1152 s) is the
+// level times the scale: one prmt and one fma for two values. The product has 4 + 7 significant bits, so nothing is
+// rounded. Scales are 2^-4 of what they are, so that 1152 times the largest fits a half; the kernels give the 16 back
+// to sums. A scale below 2^-17 (a block whose largest value is below 0.001) is rounded to a multiple of 2^-20.
 #pragma once
 
 #include "attention.h"
@@ -72,13 +72,12 @@ template <int n> __device__ __forceinline__ void load_words(place p, unsigned (&
     }
 }
 
-// The scale word in the low half of `word`, the n words after it in w.
-template <int n> __device__ __forceinline__ void load_block(place p, unsigned & word, unsigned (&w)[n]) {
-    const unsigned odd = p & 2u;
+// Of a block `odd` (0, 2) bytes after p: the scale word in the low half of `word`, the n words after it in w.
+template <int n> __device__ __forceinline__ void load_block(place p, unsigned odd, unsigned & word, unsigned (&w)[n]) {
     unsigned raw[n + 1];
 #pragma unroll
     for (int i = 0; i <= n; i++) {
-        raw[i] = load_word(p - odd + 4 * i);
+        raw[i] = load_word(p + 4 * i);
     }
     word = raw[0] >> odd * 8;
 #pragma unroll
@@ -104,14 +103,14 @@ template <int bits, int n> constexpr __device__ __forceinline__ books books_of(c
 
 template <int type> struct format;
 
-#define TQ_TYPE(NAME, name, id, bits_, bytes_, start, count)                              \
-    template <> struct format<TQ_TYPE_##NAME> {                                           \
-        static constexpr int bits = bits_, block_bytes = bytes_;                          \
-        static constexpr bool planes = bits_ < 4, is_tq = true;                           \
-        static __device__ __forceinline__ books load_books() {                            \
-            constexpr books b = books_of<bits_>(tq_codebook_##name);                      \
-            return b;                                                                     \
-        }                                                                                 \
+#define TQ_TYPE(NAME, name, id, bits_, bytes_, start, count)         \
+    template <> struct format<TQ_TYPE_##NAME> {                      \
+        static constexpr int bits = bits_, block_bytes = bytes_;     \
+        static constexpr bool planes = bits_ < 4, is_tq = true;      \
+        static __device__ __forceinline__ books load_books() {       \
+            constexpr books b = books_of<bits_>(tq_codebook_##name); \
+            return b;                                                \
+        }                                                            \
     };
 #include "types.def"
 #undef TQ_TYPE
@@ -136,58 +135,30 @@ struct half_block {
     half2 scale;
 };
 
-template <int type>
-__device__ __forceinline__ half_block load_half(place block, int h, const books & b) {
-    using F = format<type>;
+__device__ __forceinline__ half_block load_q8_0(place block, int h) {
     half_block r;
-    if constexpr (type == TQ_CUDA_Q8_0) {
-        unsigned low[2], high[2];
-        load_words(block + 2 + 8 * h, low);
-        load_words(block + 18 + 8 * h, high);
+    unsigned low[2], high[2];
+    load_words(block + 2 + 8 * h, low);
+    load_words(block + 18 + 8 * h, high);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            r.level[2 * i] = TQ_PRMT(low[i], high[i], 0x5140) ^ TQ_BIAS_WORD;
-            r.level[2 * i + 1] = TQ_PRMT(low[i], high[i], 0x7362) ^ TQ_BIAS_WORD;
-        }
-        r.scale = as_half2(load_short(block) * 0x10001u);
-    } else if constexpr (F::bits == 4) {
-        const unsigned word = load_short(block);
-        unsigned w[2], book[4];
-        load_words(block + 2 + 8 * h, w);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            book[i] = word & 0x8000u ? b.w[1][i] : b.w[0][i];
-        }
-        tq_dev_levels_4(book, w[0], r.level);
-        tq_dev_levels_4(book, w[1], r.level + 2);
-        r.scale = decode_scales(word);
-    } else if constexpr (F::bits == 3) {
-        unsigned word, w[3];
-        load_block(block, word, w);
-        const unsigned book[2] = {word & 0x8000u ? b.w[1][0] : b.w[0][0], word & 0x8000u ? b.w[1][1] : b.w[0][1]};
-        tq_dev_levels_3(book, h ? w[1] : w[0], w[2], h, r.level);
-        r.scale = decode_scales(word);
-    } else {
-        const unsigned word = load_short(block);
-        unsigned w[1];
-        load_words(block + 2 + 4 * h, w);
-        const unsigned both[2] = {b.w[0][0], b.w[1][0]};
-        tq_dev_levels_2(both, w[0], word & 0x8000u ? 0x44444444u : 0u, r.level);
-        r.scale = decode_scales(word);
+    for (int i = 0; i < 2; i++) {
+        r.level[2 * i] = TQ_PRMT(low[i], high[i], 0x5140) ^ TQ_BIAS_WORD;
+        r.level[2 * i + 1] = TQ_PRMT(low[i], high[i], 0x7362) ^ TQ_BIAS_WORD;
     }
+    r.scale = as_half2(load_short(block) * 0x10001u);
     return r;
 }
 
-// A whole block, both halves, with one look at the scale word.
+// A whole block, `odd` bytes after p.
 template <int type>
-__device__ __forceinline__ void load_both(place block, const books & b, half_block (&r)[2]) {
+__device__ __forceinline__ void load_both(place p, unsigned odd, const books & b, half_block (&r)[2]) {
     using F = format<type>;
     if constexpr (!F::is_tq) {
-        r[0] = load_half<type>(block, 0, b);
-        r[1] = load_half<type>(block, 1, b);
+        r[0] = load_q8_0(p + odd, 0);
+        r[1] = load_q8_0(p + odd, 1);
     } else {
         unsigned word, w[F::bits];
-        load_block(block, word, w);
+        load_block(p, odd, word, w);
         const bool second = word & 0x8000u;
         if constexpr (F::bits == 4) {
             unsigned book[4];
@@ -231,7 +202,8 @@ __device__ __forceinline__ half2 offset_of_scale(half2 scale) {
     return __hmul2(scale, __float2half2_rn(-1152.0f));
 }
 
-// Values of half h as eight pairs (value of sub-block 0, value of sub-block 1): pair 2r + p is bytes 2p, 2p + 1 of word r.
+// Values of half h as eight pairs (value of sub-block 0, value of sub-block 1): pair 2r + p is bytes 2p, 2p + 1 of word
+// r.
 template <int type> __device__ __forceinline__ void values_of(const half_block & r, half2 (&out)[8]) {
     const half2 offset = offset_of_scale(r.scale);
 #pragma unroll
@@ -260,15 +232,15 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
     (void) d, (void) a, (void) b;
 #elif __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #elif __CUDA_ARCH__ >= 750
     for (int i = 0; i < 2; i++) {
         asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
-                     "{%0, %1, %2, %3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
+            "{%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
     }
 #else
     (void) d, (void) a, (void) b; // refused by supports_op
@@ -315,8 +287,8 @@ template <int pending> __device__ __forceinline__ void copy_wait() {
 #endif
 }
 
-// 32 rows of n chunks, by one warp: 2^i chunks of 2^(5-i) rows at a time for every bit i of n, so that no lane divides by
-// the length of a row. In shared memory rows lie one after the other, so that places are constants.
+// 32 rows of n chunks, by one warp: 2^i chunks of 2^(5-i) rows at a time for every bit i of n, so that no lane divides
+// by the length of a row. In shared memory rows lie one after the other, so that places are constants.
 template <int bytes, int n, bool whole, int i = 4>
 __device__ __forceinline__ void copy_columns(place to, const char * from, int64_t stride, int rows, int lane) {
     if constexpr (n >> i & 1) {
@@ -340,7 +312,7 @@ __device__ __forceinline__ void copy_columns(place to, const char * from, int64_
 // How the rows of a cache lie in shared memory, and in which pieces they are copied.
 struct staging {
     int row_bytes;
-    int chunk;  // 16, 8 or 4 bytes, as the addresses allow; 2: heads of 96 values at odd places, copied without cp.async
+    int chunk; // 16, 8 or 4 bytes, as the addresses allow; 2: heads of 96 values at odd places, copied without cp.async
     int stride; // of a row in shared memory
     int chunks; // of a row if there is a case for them in copy_rows, or 0
 };

@@ -61,8 +61,8 @@ int attention_type(ggml_type type) {
 }
 
 tq_cuda_cache cache(const ggml_tensor * t) {
-    return {attention_type(t->type),  (int) t->ne[0],         static_cast<const char *>(t->data),
-            (int64_t) t->nb[1],       (int64_t) t->nb[2],     (int64_t) t->nb[3]};
+    return {attention_type(t->type), (int) t->ne[0],     static_cast<const char *>(t->data),
+            (int64_t) t->nb[1],      (int64_t) t->nb[2], (int64_t) t->nb[3]};
 }
 
 tq_cuda_device describe(int device) {
@@ -77,9 +77,9 @@ bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
     a = {};
     a.k = cache(k);
     a.v = cache(v);
-    if (q->type != GGML_TYPE_F32 || op->type != GGML_TYPE_F32 || a.k.type < 0 || a.v.type < 0 ||
-        k->ne[2] != v->ne[2] || k->ne[3] != v->ne[3] || q->ne[2] % k->ne[2] != 0 || q->ne[3] % k->ne[3] != 0 ||
-        q->nb[0] != sizeof(float) || !has_whole_rows(k) || !has_whole_rows(v) ||
+    if (q->type != GGML_TYPE_F32 || op->type != GGML_TYPE_F32 || a.k.type < 0 || a.v.type < 0 || k->ne[2] != v->ne[2] ||
+        k->ne[3] != v->ne[3] || q->ne[2] % k->ne[2] != 0 || q->ne[3] % k->ne[3] != 0 || q->nb[0] != sizeof(float) ||
+        !has_whole_rows(k) || !has_whole_rows(v) ||
         (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != sizeof(ggml_fp16_t)))) {
         return false;
     }
