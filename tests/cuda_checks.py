@@ -1,4 +1,4 @@
-"""Attention on a GPU: problems with centred keys, their answer in float64, and a bound of a kernel's error."""
+"""Attention on a GPU: problems with centred keys, their answer in float64, and a bound of the error."""
 
 from __future__ import annotations
 

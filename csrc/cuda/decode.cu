@@ -5,13 +5,23 @@
 // A warp works alone on tiles of 32 cache rows, two stages of cp.async deep, with its own running maximum; the warps
 // of a block, and then the blocks of a split cache, are merged at the end. Lane = 4g + t.
 //
-//   scores    S^T = K Q^T: rows of the cache are the 16 of mma, columns its 8. A lane must hold 4 values of each of two
-//             rows in every step of 16; which, is free as long as Q agrees. So it takes one whole block t (and t + 4)
-//             of rows g and g + 8: one scale word and one choice of codebook for 32 values. Eight steps use them up.
-//   weights   exp2 of S^T, two columns to a lane, packed and transposed by movmatrix into the operand of the next
-//   product values    O^T = V^T P^T: 16 values of the head by 8 columns. Values are unpacked as keys are, and their
-//   pairs
+//   scores    S^T = K Q^T: rows of the cache are the 16 of mma, columns its 8. A lane must hold 4 values of each of
+//             two rows in every step of 16; which, is free as long as Q agrees. So it takes one whole block t (and
+//             t + 4) of rows g and g + 8: one scale word and one choice of codebook for 32 values. Eight steps use
+//             them up.
+//   weights   exp2 of S^T, two columns to a lane, transposed by movmatrix into the operand of the next product
+//   values    O^T = V^T P^T: 16 values of the head by 8 columns. Values are unpacked as keys are, and their pairs
 //             transposed by movmatrix: row 8i + g of a product is value g & 1 of a pair of block g >> 1.
+//
+// What limits it is the integer units, which look up, choose and widen: 55 % busy at 131072 rows on an H100, where
+// memory delivers 1.3 of 3.3 TB/s. What lost there, in us for 32 query heads over 8 KV heads of 128, tq4_0 (tq3_0),
+// against 130 (103) on the same machine:
+//   139 (113)  values owned by half blocks, their pairs interleaved as bytes instead of transposed by movmatrix
+//   174 (115)  five blocks of four warps with 96 registers each, which spill
+// and against 119 (96):
+//   122 (94)   both groups of 16 rows unrolled: no faster, with twice the code
+//   122 (98)   blocks of four warps instead of eight; 27 instead of 17 us where there are only 256 rows
+
 #include <cmath>
 
 #include "split.h"

@@ -10,6 +10,11 @@
 //
 // A small kernel before looks at the mask once, for all heads: which tiles does a block of columns see not at all, and
 // which in full? The first kind is skipped, the second computed without the mask.
+//
+// Loops over a head must have its size as a constant: a branch between the products of a tile keeps the compiler from
+// loading ahead, and 512 tokens at 32768 took 1.45 ms instead of 1.14 on an H100. So smaller heads are filled up with
+// zeros. 16 warps of 16 columns instead of 8 of 32 made no difference then.
+
 #include "split.h"
 #include "unpack.cuh"
 

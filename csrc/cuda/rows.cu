@@ -1,5 +1,5 @@
-// A warp encodes a block: its lanes price the candidates, 16 to a codebook (tq_device.h). One thread a block would have
-// a tenth of the instructions in flight, and a token's 64 blocks would take 30 us instead of 3.
+// A warp encodes a block: its lanes price the candidates, 16 to a codebook (tq_device.h). With a thread for each block
+// the 32 blocks of a token's row would fill one warp, and decode would wait for it.
 #include "rows.h"
 
 #include "tq.h"
