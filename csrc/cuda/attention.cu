@@ -76,7 +76,7 @@ __global__ void merge(const tq_cuda_attn a, int splits, const float * partial, c
     }
 }
 
-bool is_size(int dim) {
+static bool is_size(int dim) {
     return dim == 64 || dim == 96 || dim == 128 || dim == 192 || dim == 256;
 }
 

@@ -603,11 +603,11 @@ template <int D, int NT> void launch(const arguments & p, size_t shared, cudaStr
 }
 
 // Two groups of 8 columns cost half as much again as one, and only small heads leave registers for them.
-int column_groups(const tq_cuda_attn & a) {
+static int column_groups(const tq_cuda_attn & a) {
     return a.tokens * (a.heads / a.kv_heads) > 8 && a.k.dim <= 128 && a.v.dim <= 128 ? 2 : 1;
 }
 
-arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & shared) {
+static arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & shared) {
     arguments p = {};
     const int columns = 8 * column_groups(a);
     p.a = a;

@@ -83,7 +83,7 @@ template <int R> __global__ void look(const arguments p) {
     }
 }
 
-__device__ __forceinline__ void load_matrices(unsigned (&x)[4], place p) {
+static __device__ __forceinline__ void load_matrices(unsigned (&x)[4], place p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -93,7 +93,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&x)[4], place p) {
 #endif
 }
 
-__device__ __forceinline__ void load_transposed(unsigned (&x)[4], place p) {
+static __device__ __forceinline__ void load_transposed(unsigned (&x)[4], place p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -103,7 +103,7 @@ __device__ __forceinline__ void load_transposed(unsigned (&x)[4], place p) {
 #endif
 }
 
-__device__ __forceinline__ void store_half(place to, const half2 (&x)[8]) {
+static __device__ __forceinline__ void store_half(place to, const half2 (&x)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
         asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + 4 * i), "r"(as_word(x[i])),
@@ -157,13 +157,13 @@ __device__ __forceinline__ void unpack(int type, place to, int to_stride, place 
 }
 
 // Position of value v of a block: tq_dev_place the other way round.
-__device__ __forceinline__ int position_of(bool planes, int v) {
+static __device__ __forceinline__ int position_of(bool planes, int v) {
     const int sub = v >> 4, low = v & 1;
     return planes ? 16 * (v >> 2 & 1) + 4 * ((v >> 1 & 1) + 2 * (v >> 3 & 1)) + 2 * low + sub
                   : 16 * (v >> 3 & 1) + 4 * (v >> 1 & 3) + 2 * low + sub;
 }
 
-__device__ __forceinline__ float largest(float x) {
+static __device__ __forceinline__ float largest(float x) {
     for (int step = 16; step > 0; step >>= 1) {
         x = fmaxf(x, __shfl_xor_sync(all, x, step));
     }
@@ -171,7 +171,7 @@ __device__ __forceinline__ float largest(float x) {
 }
 
 // The power of two that brings a value of this size below 2, and its inverse.
-__device__ __forceinline__ void powers(float top, float & down, float & up) {
+static __device__ __forceinline__ void powers(float top, float & down, float & up) {
     const unsigned exponent = max(min(__float_as_uint(top) >> 23, 253u), 1u);
     down = __uint_as_float((254 - exponent) << 23);
     up = __uint_as_float(exponent << 23);
@@ -616,11 +616,11 @@ struct layout {
     size_t shared;
 };
 
-int padded(int bytes) {
+static int padded(int bytes) {
     return (bytes + 15) / 16 * 16;
 }
 
-bool lay_out(arguments & p, layout & l, int D, int MT, int R, int warps, const tq_cuda_device & device) {
+static bool lay_out(arguments & p, layout & l, int D, int MT, int R, int warps, const tq_cuda_device & device) {
     const int stride = (D + 8) * 2;
     p.tile_columns = warps * MT * 16;
     p.q_offset = padded(2 * p.tile_columns * (int) sizeof(float));
@@ -637,7 +637,7 @@ bool lay_out(arguments & p, layout & l, int D, int MT, int R, int warps, const t
 }
 
 // False where shared memory is too small for any instance.
-bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, arguments & p, layout & l) {
+static bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, arguments & p, layout & l) {
     p = {};
     p.a = a;
     p.k = staging_of(a.k);
@@ -679,7 +679,7 @@ bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, arguments & p, 
     return true;
 }
 
-size_t seen_bytes(const arguments & p) {
+static size_t seen_bytes(const arguments & p) {
     return p.a.mask ? ((size_t) p.a.mask_streams * p.column_tiles * p.tiles + 15) / 16 * 16 : 0;
 }
 

@@ -22,24 +22,24 @@ template <int type> struct spec;
 #undef TQ_TYPE
 
 // 64-bit division takes a hundred instructions.
-__device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
+static __device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
     return (a | b) >> 32 ? a / b : (int64_t) ((unsigned) a / (unsigned) b);
 }
 
 // Offset of value i of the flattened tensor, whose values or blocks of `unit` values have nb[0] bytes.
-__device__ int64_t offset_of(const tq_rows_view & t, int64_t i, int unit) {
+static __device__ int64_t offset_of(const tq_rows_view & t, int64_t i, int unit) {
     const int64_t row = divide(i, t.ne[0]), i0 = i - row * t.ne[0];
     const int64_t plane = divide(row, t.ne[1]), i1 = row - plane * t.ne[1];
     const int64_t i3 = divide(plane, t.ne[2]), i2 = plane - i3 * t.ne[2];
     return i0 / unit * t.nb[0] + i1 * t.nb[1] + i2 * t.nb[2] + i3 * t.nb[3];
 }
 
-__device__ int64_t load_id(const tq_rows_ids & ids, int64_t i0, int64_t i1, int64_t i2) {
+static __device__ int64_t load_id(const tq_rows_ids & ids, int64_t i0, int64_t i1, int64_t i2) {
     const char * p = ids.data + i0 * ids.nb[0] + i1 * ids.nb[1] + i2 * ids.nb[2];
     return ids.bytes == 8 ? *(const int64_t *) p : *(const int32_t *) p;
 }
 
-__device__ tq_dev_choice cheapest(tq_dev_choice c) {
+static __device__ tq_dev_choice cheapest(tq_dev_choice c) {
     for (int step = 8; step > 0; step >>= 1) {
         const tq_dev_choice other = {__shfl_xor_sync(all, c.code, step), __shfl_xor_sync(all, c.order, step),
                                      __shfl_xor_sync(all, c.price, step)};
@@ -193,11 +193,11 @@ template <int bytes> __global__ void copy(tq_rows_view src, tq_rows_view dst, in
     }
 }
 
-int64_t blocks_of(const tq_rows_view & t) {
+static int64_t blocks_of(const tq_rows_view & t) {
     return t.ne[0] * t.ne[1] * t.ne[2] * t.ne[3] / TQ_BLOCK;
 }
 
-unsigned grid_for(int64_t blocks) {
+static unsigned grid_for(int64_t blocks) {
     const int64_t needed = (blocks + warps - 1) / warps;
     return (unsigned) (needed < 1 << 16 ? needed : 1 << 16);
 }

@@ -3,22 +3,20 @@
 #include "cuda/attention.h"
 #include "cuda/rows.h"
 
-namespace {
-
-bool is_tq(const ggml_tensor * t) {
+static bool is_tq(const ggml_tensor * t) {
     return tq_type_from_id(t->type) >= 0;
 }
 
-bool is_float(const ggml_tensor * t) {
+static bool is_float(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16;
 }
 
 // Blocks of a row must follow one another.
-bool has_whole_rows(const ggml_tensor * t) {
+static bool has_whole_rows(const ggml_tensor * t) {
     return t->nb[0] == ggml_type_size(t->type) && t->ne[0] % ggml_blck_size(t->type) == 0;
 }
 
-tq_rows_view view(const ggml_tensor * t) {
+static tq_rows_view view(const ggml_tensor * t) {
     tq_rows_view v = {static_cast<char *>(t->data), {}, {}};
     for (int i = 0; i < 4; i++) {
         v.ne[i] = t->ne[i];
@@ -27,7 +25,7 @@ tq_rows_view view(const ggml_tensor * t) {
     return v;
 }
 
-tq_rows_ids row_ids(const ggml_tensor * t) {
+static tq_rows_ids row_ids(const ggml_tensor * t) {
     tq_rows_ids ids = {static_cast<const char *>(t->data), {}, {}, t->type == GGML_TYPE_I64 ? 8 : 4};
     for (int i = 0; i < 3; i++) {
         ids.ne[i] = t->ne[i];
@@ -36,17 +34,17 @@ tq_rows_ids row_ids(const ggml_tensor * t) {
     return ids;
 }
 
-bool can_set_rows(const ggml_tensor * op) {
+static bool can_set_rows(const ggml_tensor * op) {
     const ggml_tensor *src = op->src[0], *ids = op->src[1];
     return is_tq(op) && is_float(src) && (ids->type == GGML_TYPE_I64 || ids->type == GGML_TYPE_I32) &&
            has_whole_rows(op);
 }
 
-bool can_get_rows(const ggml_tensor * op) {
+static bool can_get_rows(const ggml_tensor * op) {
     return is_tq(op->src[0]) && is_float(op) && op->src[1]->type == GGML_TYPE_I32 && has_whole_rows(op->src[0]);
 }
 
-bool can_copy(const ggml_tensor * op) {
+static bool can_copy(const ggml_tensor * op) {
     const ggml_tensor *from = op->src[0], *to = op->src[1];
     if (is_tq(from) && is_tq(to)) {
         return from->type == to->type && has_whole_rows(from) && has_whole_rows(to);
@@ -54,25 +52,25 @@ bool can_copy(const ggml_tensor * op) {
     return is_tq(from) ? is_float(to) && has_whole_rows(from) : is_float(from) && has_whole_rows(to);
 }
 
-int attention_type(ggml_type type) {
+static int attention_type(ggml_type type) {
     return type == GGML_TYPE_F16    ? (int) TQ_CUDA_F16
            : type == GGML_TYPE_Q8_0 ? (int) TQ_CUDA_Q8_0
                                     : tq_type_from_id(type);
 }
 
-tq_cuda_cache cache(const ggml_tensor * t) {
+static tq_cuda_cache cache(const ggml_tensor * t) {
     return {attention_type(t->type), (int) t->ne[0],     static_cast<const char *>(t->data),
             (int64_t) t->nb[1],      (int64_t) t->nb[2], (int64_t) t->nb[3]};
 }
 
-tq_cuda_device describe(int device) {
+static tq_cuda_device describe(int device) {
     const auto & info = ggml_cuda_info().devices[device];
     // other vendors have numbers of their own, and no kernels
     return {GGML_CUDA_CC_IS_NVIDIA(info.cc) ? info.cc / 10 : 0, info.nsm, (int) info.smpbo};
 }
 
 // False where csrc/cuda/attention.h does not cover the operation.
-bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
+static bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
     a = {};
     a.k = cache(k);
@@ -126,8 +124,6 @@ bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
     }
     return true;
 }
-
-} // namespace
 
 bool ggml_cuda_tq_supports(int device, const ggml_tensor * op) {
     tq_cuda_attn a;
