@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,6 +53,23 @@ def test_the_look_ups_of_the_attention_kernels_find_the_levels(driver: Path, typ
     blocks[:, :2] = np.array([0, 23 << 2]) | blocks[:, :2] & np.array([0, 128])  # both scales are 1
     levels = np.frombuffer(run(driver, "levels", type, blocks), np.int8).reshape(-1, 32)
     assert np.array_equal(levels, reference.dequantize(blocks, type))
+
+
+def test_cache_operations_on_the_host(tmp_path: Path):
+    """rows.cu itself, with threads for the threads of a GPU."""
+    compiler = shutil.which("c++")
+    assert compiler, "no C++ compiler; apt install g++"
+    kernels = (drivers.CSRC / "cuda/rows.cu").read_text()
+    kernels, launches = re.subn(r"(\w+<\w+(?:##NAME)?>)\s*<<<(.*?)>>>\(", r"TQ_LAUNCH(\1, \2, ", kernels)
+    assert launches == 3
+    (tmp_path / "rows.cpp").write_text(kernels)
+    library = ["-lggml-base", f"-L{drivers.libraries()}", f"-Wl,-rpath,{drivers.libraries()}", "-pthread"]
+    options = ["-std=c++20", "-O1", "-ffp-contract=off", f"-I{drivers.TESTS / 'host_cuda'}"]
+    includes = [f"-I{drivers.CSRC}", f"-I{drivers.CSRC / 'cuda'}"]
+    sources = [tmp_path / "rows.cpp", drivers.TESTS / "rows_driver.cpp"]
+    program = tmp_path / "rows_driver"
+    subprocess.run([compiler, *options, *includes, *sources, *library, "-o", program], check=True)
+    assert subprocess.run([program], stdout=subprocess.PIPE, check=True).stdout == b""
 
 
 def nvcc() -> str:
