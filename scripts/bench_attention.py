@@ -23,15 +23,15 @@ import rich.table
 import llama_tq
 
 BASELINE = "f16"
-LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, FEED_FORWARD, VOCABULARY = 4, 2048, 32, 8, 128, 1024, 2048
+WIDTH, HEADS, KV_HEADS, HEAD, FEED_FORWARD, VOCABULARY = 2048, 32, 8, 128, 1024, 2048
 
 
-def write_model(path: Path) -> None:
-    """A llama of random q8_0 weights, 120 MB. Its words mean nothing."""
+def write_model(path: Path, layers: int) -> None:
+    """A llama of random q8_0 weights, 120 MB with four layers. Its words mean nothing."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(1 << 17)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(layers)
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_head_count(HEADS)
@@ -58,7 +58,7 @@ def write_model(path: Path) -> None:
 
     matrix("token_embd", VOCABULARY, WIDTH)
     norm("output_norm")
-    for layer in (f"blk.{i}" for i in range(LAYERS)):
+    for layer in (f"blk.{i}" for i in range(layers)):
         norm(f"{layer}.attn_norm")
         matrix(f"{layer}.attn_q", HEADS * HEAD, WIDTH)
         matrix(f"{layer}.attn_k", KV_HEADS * HEAD, WIDTH)
@@ -75,11 +75,13 @@ def write_model(path: Path) -> None:
 
 
 def tokens_per_second(
-    model: Path, candidate: str, threads: int, prompt: int, generated: int, depth: int
+    model: Path, candidate: str, device: str, threads: int, prompt: int, generated: int, depth: int
 ) -> float:
-    """One run of llama-bench. `candidate` is a cache type, or type@instruction-set."""
+    """One run of llama-bench. `candidate` is a cache type, two of them as k/v, or type@instruction-set."""
     kind, _, isa = candidate.partition("@")
-    options = {"-m": model, "-fa": 1, "-t": threads, "-ctk": kind, "-ctv": kind, "-r": 1, "-o": "json"}
+    k, _, v = kind.partition("/")
+    options = {"-m": model, "-fa": 1, "-t": threads, "-ctk": k, "-ctv": v or k, "-r": 1, "-o": "json"}
+    options |= {"-ngl": 99 if device == "cuda" else 0}
     options |= {"-p": prompt, "-n": generated, "-d": depth}
     command = ["llama-bench", *(str(word) for option in options.items() for word in option)]
     environment = os.environ | ({"LLAMA_TQ_ISA": isa} if isa else {})
@@ -137,8 +139,10 @@ def integers(context: click.Context, parameter: click.Parameter, text: str) -> l
     "--types",
     default="f16,q8_0,q4_0,tq4_0,tq3_0",
     show_default=True,
-    help="Cache types; tq4_0@avx2 restricts the TQ kernels to an instruction set.",
+    help="Cache types, k/v where they differ; tq4_0@avx2 restricts the TQ kernels to an instruction set.",
 )
+@click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True)
+@click.option("--layers", default=4, show_default=True, help="Of the model.")
 @click.option(
     "--depths",
     default="0,1024,4096,16384",
@@ -175,6 +179,8 @@ def integers(context: click.Context, parameter: click.Parameter, text: str) -> l
 )
 def main(
     types: str,
+    device: str,
+    layers: int,
     depths: list[int],
     prompts: list[int],
     batches: list[int],
@@ -187,25 +193,29 @@ def main(
     picture: Path | None,
 ) -> None:
     candidates = types.split(",")
-    fast = {BASELINE, *(spec.name for spec in llama_tq.types())}
+    fast = (
+        {BASELINE, *(spec.name for spec in llama_tq.types())}
+        if device == "cpu"
+        else {word.partition("/")[0] for word in candidates}
+    )
     jobs = [("prefill", n, n, 0, 0) for n in prompts] + [("decode", d, 0, generated, d) for d in depths]
     jobs += [("batch", n, n, 0, batch_depth) for n in batches]
     runs = [
         (candidate, *job)
         for job in jobs
         for candidate in candidates
-        if candidate.partition("@")[0] in fast or max(job[2], job[4]) <= upstream_depth
+        if candidate.partition("@")[0].partition("/")[0] in fast or max(job[2], job[4]) <= upstream_depth
     ]
     samples = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random.gguf"
-        write_model(model)
+        write_model(model, layers)
         progress = rich.progress.Progress(console=rich.console.Console(stderr=True), transient=True)
         with progress:
             for candidate, what, key, prompt, count, depth in progress.track(
                 runs * rounds, description="timing"
             ):
-                speed = tokens_per_second(model, candidate, threads, prompt, count, depth)
+                speed = tokens_per_second(model, candidate, device, threads, prompt, count, depth)
                 samples[what, candidate, key].append(speed)
 
     speeds = {what: {candidate: {} for candidate in candidates} for what in ("decode", "prefill", "batch")}

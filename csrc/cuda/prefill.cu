@@ -1,0 +1,734 @@
+// Attention for many query columns (query heads of a KV head, times tokens): a block of warps unpacks tiles of cache
+// rows to halves in shared memory, and every warp multiplies its own 16 or 32 columns with them.
+//
+// While tile i is multiplied, tile i + 1 is unpacked from its packed bytes to the other buffer, and the bytes of tile
+// i + 2 are on their way. Odd warps unpack first and even warps multiply first, so that the tensor cores and the
+// integer units work at the same time with one barrier for each tile.
+//
+// Values lie in shared memory as unpacking yields them: position 16 h + 4 r + b of a block is value tq_dev_place(h, r,
+// b). Queries are stored in the same order, and results are put back in place when they are written.
+//
+// A small kernel before looks at the mask once, for all heads: which tiles does a block of columns see not at all, and
+// which in full? The first kind is skipped, the second computed without the mask.
+//
+// Loops over a head must have its size as a constant: a branch between the products of a tile keeps the compiler from
+// loading ahead, and 512 tokens at 32768 took 1.45 ms instead of 1.14 on an H100. So smaller heads are filled up with
+// zeros. 16 warps of 16 columns instead of 8 of 32 made no difference then.
+
+#include "split.h"
+#include "unpack.cuh"
+
+namespace tq_cuda {
+
+namespace {
+
+constexpr unsigned all = 0xFFFFFFFFu;
+constexpr float log2e = 1.44269504f;
+constexpr int most_warps = 8;
+
+enum { unseen, partly, open };
+
+struct arguments {
+    tq_cuda_attn a;
+    staging k, v;
+    int group, columns, column_tiles, splits, tiles, tile_columns;
+    int q_offset, g_offset, k_offset, v_offset, raw_offset, raw_v_offset, raw_bytes; // in shared memory
+    unsigned char * seen;                                                            // [mask stream, column tile, tile]
+    float * partial;
+    float2 * partial_state;
+};
+
+template <int R> __global__ void look(const arguments p) {
+    __shared__ unsigned found[2];
+    const tq_cuda_attn & a = p.a;
+    const int first = blockIdx.x * R, column = blockIdx.y * p.tile_columns;
+    const int first_token = column / p.group;
+    const int tokens = (min(column + p.tile_columns, p.columns) - 1) / p.group - first_token + 1;
+    const char * mask = a.mask + blockIdx.z * a.mask_stream_stride + first_token * a.mask_token_stride;
+    if (threadIdx.x < 2) {
+        found[threadIdx.x] = 0;
+    }
+    __syncthreads();
+    bool any_open = false, any_closed = false;
+    const auto see = [&](unsigned two) { // halves
+        any_open |= (two & 0xFFFF) != 0xFC00 || two >> 16 != 0xFC00;
+        any_closed |= (two & 0x7FFF7FFF) != 0;
+    };
+    if (first + R <= a.kv_rows && (((int64_t) (size_t) mask | a.mask_token_stride) & 15) == 0) {
+        for (int i = threadIdx.x; i < tokens * (R / 8); i += blockDim.x) {
+            const uint4 x = *reinterpret_cast<const uint4 *>(mask + i / (R / 8) * a.mask_token_stride +
+                                                             (first + 8 * (i % (R / 8))) * 2);
+            see(x.x);
+            see(x.y);
+            see(x.z);
+            see(x.w);
+        }
+    } else {
+        for (int i = threadIdx.x; i < tokens * R; i += blockDim.x) {
+            const int row = first + i % R;
+            const unsigned short * m = reinterpret_cast<const unsigned short *>(mask + i / R * a.mask_token_stride);
+            see((row < a.kv_rows ? m[row] : 0xFC00u) * 0x10001u);
+        }
+    }
+    if (any_open) {
+        found[0] = 1;
+    }
+    if (any_closed) {
+        found[1] = 1;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        p.seen[((int64_t) blockIdx.z * p.column_tiles + blockIdx.y) * p.tiles + blockIdx.x] =
+            found[0] ? (found[1] ? partly : open) : unseen;
+    }
+}
+
+static __device__ __forceinline__ void load_matrices(unsigned (&x)[4], place p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(p));
+#else
+    (void) x, (void) p;
+#endif
+}
+
+static __device__ __forceinline__ void load_transposed(unsigned (&x)[4], place p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(p));
+#else
+    (void) x, (void) p;
+#endif
+}
+
+static __device__ __forceinline__ void store_half(place to, const half2 (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + 4 * i), "r"(as_word(x[i])),
+                     "r"(as_word(x[i + 1])), "r"(as_word(x[i + 2])), "r"(as_word(x[i + 3]))
+                     : "memory");
+    }
+}
+
+// R rows of packed blocks to rows of halves. A thread takes whole blocks; neighbours take neighbouring rows.
+template <int type, int R>
+__device__ __forceinline__ void unpack_rows(place to, int to_stride, place from, int from_stride, int blocks) {
+    using F = format<type>;
+    const books b = F::load_books();
+    for (int i = threadIdx.x; i < R * blocks; i += blockDim.x) {
+        const int row = i % R, block = i / R;
+        const unsigned odd = block * F::block_bytes & 2; // rows begin at multiples of four
+        const place in = from + row * from_stride + (block * F::block_bytes - odd);
+        const place out = to + row * to_stride + block * TQ_BLOCK * 2;
+        half2 x[8];
+        if constexpr (type == TQ_CUDA_F16) {
+            values_of_f16(in, 0, x);
+            store_half(out, x);
+            values_of_f16(in, 1, x);
+            store_half(out + 32, x);
+        } else {
+            half_block r[2];
+            load_both<type>(in, odd, b, r);
+            values_of<type>(r[0], x);
+            store_half(out, x);
+            values_of<type>(r[1], x);
+            store_half(out + 32, x);
+        }
+    }
+}
+
+template <int R>
+__device__ __forceinline__ void unpack(int type, place to, int to_stride, place from, int from_stride, int blocks) {
+    switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                        \
+    case TQ_TYPE_##NAME:                                                          \
+        unpack_rows<TQ_TYPE_##NAME, R>(to, to_stride, from, from_stride, blocks); \
+        break;
+#include "types.def"
+#undef TQ_TYPE
+        case TQ_CUDA_Q8_0:
+            unpack_rows<TQ_CUDA_Q8_0, R>(to, to_stride, from, from_stride, blocks);
+            break;
+        default:
+            unpack_rows<TQ_CUDA_F16, R>(to, to_stride, from, from_stride, blocks);
+    }
+}
+
+// Position of value v of a block: tq_dev_place the other way round.
+static __device__ __forceinline__ int position_of(bool planes, int v) {
+    const int sub = v >> 4, low = v & 1;
+    return planes ? 16 * (v >> 2 & 1) + 4 * ((v >> 1 & 1) + 2 * (v >> 3 & 1)) + 2 * low + sub
+                  : 16 * (v >> 3 & 1) + 4 * (v >> 1 & 3) + 2 * low + sub;
+}
+
+static __device__ __forceinline__ float largest(float x) {
+    for (int step = 16; step > 0; step >>= 1) {
+        x = fmaxf(x, __shfl_xor_sync(all, x, step));
+    }
+    return x;
+}
+
+// The power of two that brings a value of this size below 2, and its inverse.
+static __device__ __forceinline__ void powers(float top, float & down, float & up) {
+    const unsigned exponent = max(min(__float_as_uint(top) >> 23, 253u), 1u);
+    down = __uint_as_float((254 - exponent) << 23);
+    up = __uint_as_float(exponent << 23);
+}
+
+// MT: groups of 16 columns of a warp. R: rows of a tile. D: at least either head size.
+template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p) {
+    extern __shared__ __align__(16) char shared[];
+    constexpr int stride = (D + 8) * 2; // of a row of halves, in bytes: 16 more, so that rows start in different banks
+    const tq_cuda_attn & a = p.a;
+    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+    const int split = blockIdx.x, kv_head = blockIdx.y, column_tile = blockIdx.z % p.column_tiles;
+    const int stream = blockIdx.z / p.column_tiles, kv_stream = stream / (a.streams / a.kv_streams);
+    const int first_column = column_tile * p.tile_columns;
+    const bool planes = a.k.type == TQ_TYPE_TQ3_0 || a.k.type == TQ_TYPE_TQ2_1;
+    const bool v_planes = a.v.type == TQ_TYPE_TQ3_0 || a.v.type == TQ_TYPE_TQ2_1;
+    const int key_blocks = a.k.dim / TQ_BLOCK, value_blocks = a.v.dim / TQ_BLOCK;
+    const place base = place_of(shared), queries = base + p.q_offset, pairs = base + p.g_offset;
+    float * const factors = reinterpret_cast<float *>(shared); // [2][columns]: of queries, of G
+    const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
+
+    const auto token_of = [&](int column) { return min(first_column + column, p.columns - 1) / p.group; };
+    const auto head_of = [&](int column) {
+        return kv_head * p.group + min(first_column + column, p.columns - 1) % p.group;
+    };
+
+    // --- queries: a warp writes its own ---
+    for (int column = warp * MT * 16; column < (warp + 1) * MT * 16; column++) {
+        const bool is_there = first_column + column < p.columns;
+        const float * q = reinterpret_cast<const float *>(
+            a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride + stream * a.q_stream_stride);
+        float top = 0.0f, down, up;
+        for (int b = 0; b < key_blocks; b++) {
+            top = fmaxf(top, fabsf(q[TQ_BLOCK * b + lane]));
+        }
+        powers(largest(top), down, up);
+        for (int b = 0; b < D / TQ_BLOCK; b++) { // zeros past the end of a smaller head
+            const half x = __float2half_rn(is_there && b < key_blocks ? q[TQ_BLOCK * b + lane] * down : 0.0f);
+            *reinterpret_cast<half *>(shared + p.q_offset + column * stride +
+                                      2 * (TQ_BLOCK * b + position_of(planes, lane))) = x;
+        }
+        if (lane == 0) {
+            factors[column] = up * to_score * (a.k.type < TQ_TYPE_COUNT ? 16.0f : 1.0f);
+        }
+        if (a.q_plain) {
+            const float * plain =
+                reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
+                                                head_of(column) * a.qp_head_stride + stream * a.qp_stream_stride);
+            const float * mean = a.mean + kv_head * a.k.dim;
+            top = 0.0f;
+            for (int i = lane; i < a.k.dim; i += 32) {
+                top = fmaxf(top, fabsf(paired(plain, mean, i, a.n_rot, a.neox)));
+            }
+            powers(largest(top), down, up);
+            for (int i = lane; i < a.k.dim; i += 32) { // in two halves, so that 22 bits are kept
+                const float x = is_there ? paired(plain, mean, i, a.n_rot, a.neox) * down : 0.0f;
+                const half high = __float2half_rn(x);
+                half * to = reinterpret_cast<half *>(shared + p.g_offset + column * stride) + i;
+                to[0] = high;
+                to[p.tile_columns * stride / 2] = __float2half_rn(x - __half2float(high));
+            }
+            if (lane == 0) {
+                factors[p.tile_columns + column] = up * to_score;
+            }
+        }
+    }
+    __syncwarp();
+    if (a.k.dim < D) { // no unpacked key reaches there, and what lies there must be a number
+        for (int i = threadIdx.x; i < 2 * R * (D - a.k.dim) / 2; i += blockDim.x) {
+            const int row = i / ((D - a.k.dim) / 2), column = a.k.dim * 2 + i % ((D - a.k.dim) / 2) * 4;
+            *reinterpret_cast<unsigned *>(shared + p.k_offset + row * stride + column) = 0;
+        }
+    }
+
+    const bool is_plain = !a.q_plain && a.softcap == 0.0f && a.scale > 0.0f;
+    float factor[MT][2], slope[MT][2], top[MT][2], sum[MT][4], o[MT][D / 8][4];
+    float offset[MT][2];
+    int offset_id = 0;
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int column = (warp * MT + m) * 16 + g + 8 * j;
+            factor[m][j] = factors[column];
+            slope[m][j] = log2e;
+            if (a.max_bias != 0.0f) {
+                const int head = head_of(column), power = 1 << (31 - __clz(a.heads));
+                slope[m][j] *= exp2f(-a.max_bias / power * (head < power ? head + 1 : head - power + 0.5f));
+            }
+            top[m][j] = -INFINITY;
+            offset[m][j] = sum[m][2 * j] = sum[m][2 * j + 1] = 0.0f;
+        }
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                o[m][n][j] = 0.0f;
+            }
+        }
+    }
+
+    // --- tiles ---
+    const char * const keys = a.k.data + kv_head * a.k.head_stride + kv_stream * a.k.stream_stride;
+    const char * const cells = a.v.data + kv_head * a.v.head_stride + kv_stream * a.v.stream_stride;
+    const int * const ids = a.q_plain ? a.ids + (int64_t) kv_stream * a.kv_rows : nullptr;
+    const char * const mask = a.mask ? a.mask + stream % a.mask_streams * a.mask_stream_stride : nullptr;
+    const unsigned char * const seen =
+        a.mask ? p.seen + ((int64_t) (stream % a.mask_streams) * p.column_tiles + column_tile) * p.tiles : nullptr;
+    int candidate = (int) ((int64_t) p.tiles * split / p.splits);
+    const int last = (int) ((int64_t) p.tiles * (split + 1) / p.splits);
+
+    // The next tile that a column sees, or -1: the same for all threads.
+    const auto next_tile = [&]() {
+        while (candidate < last && seen) {
+            const unsigned found = __ballot_sync(all, candidate + lane < last && seen[candidate + lane] != unseen);
+            if (found) {
+                candidate += __ffs(found) - 1;
+                break;
+            }
+            candidate += 32;
+        }
+        return candidate < last ? candidate++ : -1;
+    };
+    const auto start = [&](int tile, int slot) {
+        if (tile >= 0) {
+            char * const to = shared + p.raw_offset + slot * p.raw_bytes;
+            for (int part = warp; part < 2 * (R / 32); part += warps) {
+                const int within = part / 2 * 32, row = tile * R + within;
+                const int rows = max(min(a.kv_rows - row, 32), 0);
+                if (part & 1) {
+                    stage_rows(to + p.raw_v_offset + within * p.v.stride, p.v, cells + row * a.v.row_stride,
+                               a.v.row_stride, rows, lane);
+                } else {
+                    stage_rows(to + within * p.k.stride, p.k, keys + row * a.k.row_stride, a.k.row_stride, rows, lane);
+                }
+            }
+        }
+        copy_commit();
+    };
+
+    int before = -1, now = -1, next = next_tile();
+    start(next, 0);
+    for (int i = 0;; i++) {
+        // `now` lies packed in slot i - 1 and is unpacked, `before` lies unpacked and is multiplied
+        before = now;
+        now = next;
+        if (before < 0 && now < 0) {
+            break;
+        }
+        next = now < 0 ? -1 : next_tile();
+        copy_wait<0>();
+        __syncthreads();
+        start(next, (i + 1) & 1);
+        const int slot = i & 1;
+#pragma unroll 1
+        for (int phase = 0; phase < 2; phase++) {
+            if ((phase ^ warp) & 1) {
+                if (now >= 0) {
+                    const place raw = base + p.raw_offset + slot * p.raw_bytes;
+                    unpack<R>(a.k.type, base + p.k_offset + slot * R * stride, stride, raw, p.k.stride, key_blocks);
+                    unpack<R>(a.v.type, base + p.v_offset + slot * R * stride, stride, raw + p.raw_v_offset, p.v.stride,
+                              value_blocks);
+                }
+                continue;
+            }
+            if (before < 0) {
+                continue;
+            }
+            const place key_rows = base + p.k_offset + (slot ^ 1) * R * stride;
+            const place value_rows = base + p.v_offset + (slot ^ 1) * R * stride;
+            const bool is_open = (seen ? seen[before] == open : true) && before * R + R <= a.kv_rows;
+#pragma unroll 1
+            for (int within = 0; within < R; within += 32) {
+                const int row = before * R + within;
+                float s[MT][4][4];
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+#pragma unroll
+                    for (int n = 0; n < 4; n++) {
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            s[m][n][j] = 0.0f;
+                        }
+                    }
+                }
+#pragma unroll
+                for (int step = 0; step < D / 16; step++) {
+                    unsigned x[MT][4], y[2][4];
+#pragma unroll
+                    for (int m = 0; m < MT; m++) {
+                        load_matrices(x[m], queries + ((warp * MT + m) * 16 + (lane & 15)) * stride + 32 * step +
+                                                16 * (lane >> 4));
+                    }
+#pragma unroll
+                    for (int n = 0; n < 2; n++) {
+                        load_matrices(y[n], key_rows + (within + 16 * n + (lane & 7) + 8 * (lane >> 4)) * stride +
+                                                32 * step + 16 * (lane >> 3 & 1));
+                    }
+#pragma unroll
+                    for (int n = 0; n < 4; n++) {
+                        const unsigned z[2] = {y[n >> 1][2 * (n & 1)], y[n >> 1][2 * (n & 1) + 1]};
+#pragma unroll
+                        for (int m = 0; m < MT; m++) {
+                            mma(s[m][n], x[m], z);
+                        }
+                    }
+                }
+                // Where nothing is added to a product, the exponential takes its factor along.
+                float scale[MT][2];
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        scale[m][j] = is_plain && is_open ? factor[m][j] : 1.0f;
+                    }
+                }
+                if (!(is_plain && is_open)) {
+#pragma unroll
+                    for (int m = 0; m < MT; m++) {
+#pragma unroll
+                        for (int n = 0; n < 4; n++) {
+#pragma unroll
+                            for (int j = 0; j < 4; j++) {
+                                s[m][n][j] *= factor[m][j >> 1];
+                            }
+                        }
+                    }
+                }
+
+                if (ids) {
+                    const int id = row + lane < a.kv_rows ? ids[row + lane] : 0;
+                    unsigned todo = all;
+#pragma unroll 1
+                    while (todo) {
+                        const int this_id = __shfl_sync(all, id, __ffs(todo) - 1);
+                        const unsigned same = __ballot_sync(all, id == this_id);
+                        todo &= ~same;
+                        if (this_id != offset_id) {
+                            const float * turn = a.turns + (int64_t) this_id * a.k.dim;
+                            float c[MT][4];
+#pragma unroll
+                            for (int m = 0; m < MT; m++) {
+                                c[m][0] = c[m][1] = c[m][2] = c[m][3] = 0.0f;
+                            }
+#pragma unroll 1
+                            for (int step = 0; 16 * step < a.k.dim; step++) {
+                                unsigned high[2], low[2];
+#pragma unroll
+                                for (int j = 0; j < 2; j++) {
+                                    const float2 y =
+                                        *reinterpret_cast<const float2 *>(turn + 16 * step + 8 * j + 2 * t);
+                                    const half2 h = __floats2half2_rn(y.x, y.y);
+                                    high[j] = as_word(h);
+                                    low[j] = as_word(__floats2half2_rn(y.x - __low2float(h), y.y - __high2float(h)));
+                                }
+#pragma unroll
+                                for (int m = 0; m < MT; m++) {
+                                    unsigned x[4];
+                                    const place from = pairs + ((warp * MT + m) * 16 + (lane & 15)) * stride +
+                                                       32 * step + 16 * (lane >> 4);
+                                    load_matrices(x, from);
+                                    mma(c[m], x, high);
+                                    mma(c[m], x, low);
+                                    load_matrices(x, from + p.tile_columns * stride);
+                                    mma(c[m], x, high);
+                                }
+                            }
+#pragma unroll
+                            for (int m = 0; m < MT; m++) {
+#pragma unroll
+                                for (int j = 0; j < 2; j++) {
+                                    offset[m][j] =
+                                        c[m][2 * j] * factors[p.tile_columns + (warp * MT + m) * 16 + g + 8 * j];
+                                }
+                            }
+                            offset_id = this_id;
+                        }
+#pragma unroll
+                        for (int n = 0; n < 4; n++) {
+#pragma unroll
+                            for (int j = 0; j < 4; j++) {
+                                const bool has = same >> (8 * n + 2 * t + (j & 1)) & 1;
+#pragma unroll
+                                for (int m = 0; m < MT; m++) {
+                                    s[m][n][j] += has ? offset[m][j >> 1] : 0.0f;
+                                }
+                            }
+                        }
+                    }
+                }
+                if (a.softcap != 0.0f) {
+#pragma unroll
+                    for (int m = 0; m < MT; m++) {
+#pragma unroll
+                        for (int n = 0; n < 4; n++) {
+#pragma unroll
+                            for (int j = 0; j < 4; j++) {
+                                s[m][n][j] = capped(s[m][n][j]) * (a.softcap * log2e);
+                            }
+                        }
+                    }
+                }
+                if (!is_open) {
+#pragma unroll
+                    for (int m = 0; m < MT; m++) {
+#pragma unroll
+                        for (int j = 0; j < 2; j++) {
+                            const int column = (warp * MT + m) * 16 + g + 8 * j;
+                            const half * by_row = reinterpret_cast<const half *>(
+                                mask ? mask + token_of(column) * a.mask_token_stride : nullptr);
+#pragma unroll
+                            for (int n = 0; n < 8; n++) {
+                                const int r = row + 8 * (n >> 1) + 2 * t + (n & 1);
+                                const float x = r >= a.kv_rows ? -INFINITY
+                                                : mask         ? slope[m][j] * __half2float(by_row[r])
+                                                               : 0.0f;
+                                s[m][n >> 1][2 * j + (n & 1)] += x;
+                            }
+                        }
+                    }
+                }
+
+                float most[MT][2];
+                bool moved = false;
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        float x = s[m][0][2 * j];
+#pragma unroll
+                        for (int n = 1; n < 8; n++) {
+                            x = fmaxf(x, s[m][n >> 1][2 * j + (n & 1)]);
+                        }
+                        x = fmaxf(x, __shfl_xor_sync(all, x, 1));
+                        x = fmaxf(x, __shfl_xor_sync(all, x, 2));
+                        most[m][j] = fmaxf(x * scale[m][j], top[m][j]);
+                        moved |= most[m][j] > top[m][j];
+                    }
+                }
+                if (__any_sync(all, moved)) {
+#pragma unroll
+                    for (int m = 0; m < MT; m++) {
+#pragma unroll
+                        for (int j = 0; j < 2; j++) {
+                            const float by = most[m][j] == -INFINITY ? 1.0f : exp2f(top[m][j] - most[m][j]);
+                            top[m][j] = most[m][j];
+                            sum[m][2 * j] *= by;
+#pragma unroll
+                            for (int n = 0; n < D / 8; n++) {
+                                o[m][n][2 * j] *= by;
+                                o[m][n][2 * j + 1] *= by;
+                            }
+                        }
+                    }
+                }
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        const float zero = top[m][j] == -INFINITY ? 0.0f : top[m][j] - headroom;
+#pragma unroll
+                        for (int n = 0; n < 8; n++) {
+                            float & x = s[m][n >> 1][2 * j + (n & 1)];
+                            x = exp2f(x * scale[m][j] - zero);
+                        }
+                    }
+                }
+                unsigned weights[MT][2][4];
+                const unsigned ones[2] = {0x3C003C00u, 0x3C003C00u};
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+#pragma unroll
+                        for (int j = 0; j < 4; j++) {
+                            const float * x = s[m][2 * k + (j >> 1)] + 2 * (j & 1);
+                            weights[m][k][j] = as_word(__floats2half2_rn(x[0], x[1]));
+                        }
+                        mma(sum[m], weights[m][k], ones); // of the rounded weights
+                    }
+                }
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+#pragma unroll
+                    for (int n = 0; n < D / 16; n++) {
+                        unsigned y[4];
+                        load_transposed(y, value_rows + (within + 16 * k + (lane & 15)) * stride + 32 * n +
+                                               16 * (lane >> 4));
+                        const unsigned y0[2] = {y[0], y[1]}, y1[2] = {y[2], y[3]};
+#pragma unroll
+                        for (int m = 0; m < MT; m++) {
+                            mma(o[m][2 * n], weights[m][k], y0);
+                            mma(o[m][2 * n + 1], weights[m][k], y1);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    // --- results ---
+    const float v_unit = a.v.type < TQ_TYPE_COUNT ? 16.0f : 1.0f;
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int column = (warp * MT + m) * 16 + g + 8 * j;
+            if (first_column + column >= p.columns) {
+                continue;
+            }
+            const int head = head_of(column);
+            const int64_t row = ((int64_t) stream * a.tokens + token_of(column)) * a.heads + head;
+            float * out = a.out + row * a.v.dim;
+            float scale = v_unit;
+            if (p.splits == 1) {
+                scale *= finish(top[m][j], sum[m][2 * j], a.sinks, head);
+            } else {
+                out = p.partial + (row * p.splits + split) * a.v.dim;
+                if (t == 0) {
+                    p.partial_state[row * p.splits + split] = make_float2(top[m][j], sum[m][2 * j]);
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                if (8 * n >= a.v.dim) {
+                    break;
+                }
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const int at = 8 * n + 2 * t + k;
+                    out[(at & ~31) + tq_dev_place(v_planes, at >> 4 & 1, at >> 2 & 3, at & 3)] =
+                        o[m][n][2 * j + k] * scale;
+                }
+            }
+        }
+    }
+}
+
+// Which instance, and how much memory it takes.
+struct layout {
+    int size, groups, warps; // D, MT
+    size_t shared;
+};
+
+static int padded(int bytes) {
+    return (bytes + 15) / 16 * 16;
+}
+
+static bool lay_out(arguments & p, layout & l, int D, int MT, int R, int warps, const tq_cuda_device & device) {
+    const int stride = (D + 8) * 2;
+    p.tile_columns = warps * MT * 16;
+    p.q_offset = padded(2 * p.tile_columns * (int) sizeof(float));
+    p.g_offset = p.q_offset + p.tile_columns * stride;
+    p.k_offset = p.g_offset + (p.a.q_plain ? 2 * p.tile_columns * stride : 0);
+    p.v_offset = p.k_offset + 2 * R * stride;
+    p.raw_offset = p.v_offset + 2 * R * stride;
+    p.raw_v_offset = padded(R * p.k.stride + 8); // the last block is read four bytes past its end
+    p.raw_bytes = p.raw_v_offset + padded(R * p.v.stride + 8);
+    p.tiles = (p.a.kv_rows + R - 1) / R;
+    p.column_tiles = (p.columns + p.tile_columns - 1) / p.tile_columns;
+    l = {D, MT, warps, (size_t) p.raw_offset + 2 * p.raw_bytes};
+    return l.shared <= (size_t) device.shared;
+}
+
+// False where shared memory is too small for any instance.
+static bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, arguments & p, layout & l) {
+    p = {};
+    p.a = a;
+    p.k = staging_of(a.k);
+    p.v = staging_of(a.v);
+    p.group = a.heads / a.kv_heads;
+    p.columns = a.tokens * p.group;
+    const int size = a.k.dim > a.v.dim ? a.k.dim : a.v.dim;
+    bool fits = false;
+    // as many warps as there are columns for, or as fit
+    const auto fit = [&](int D, int MT, int R) {
+        for (int warps = most_warps; warps > 0 && !fits; warps /= 2) {
+            fits = (warps == 1 || warps / 2 * MT * 16 < p.columns) && lay_out(p, l, D, MT, R, warps, device);
+        }
+    };
+    if (size <= 64) {
+        fit(64, 2, 64);
+    } else if (size <= 128) {
+        fits = p.columns > 128 && lay_out(p, l, 128, 2, 64, most_warps, device);
+        fit(128, 1, 32);
+    } else {
+        fit(256, 1, 32);
+    }
+    if (!fits) {
+        return false;
+    }
+    // Splits that leave the fewest multiprocessors idle, with eight tiles at least.
+    const int blocks = a.kv_heads * p.column_tiles * a.streams;
+    const int resident = l.groups == 2 ? 1 : (int) (device.shared / (l.shared + 1024));
+    const int slots = device.multiprocessors * (resident < 1 ? 1 : resident > 2 ? 2 : resident);
+    float best = 0.0f;
+    for (int splits = 1; splits <= 16 && (splits == 1 || p.tiles / splits >= 8); splits++) {
+        const int waves = (blocks * splits + slots - 1) / slots;
+        const float use = (float) blocks * splits / ((float) waves * slots) * (splits == 1 ? 1.1f : 1.0f);
+        if (use > best * 1.03f) {
+            best = use;
+            p.splits = splits;
+        }
+    }
+    return true;
+}
+
+static size_t seen_bytes(const arguments & p) {
+    return p.a.mask ? ((size_t) p.a.mask_streams * p.column_tiles * p.tiles + 15) / 16 * 16 : 0;
+}
+
+template <int D, int MT, int R> void launch(const arguments & p, const layout & l, cudaStream_t stream) {
+    if (p.a.mask) {
+        look<R><<<dim3(p.tiles, p.column_tiles, p.a.mask_streams), 256, 0, stream>>>(p);
+    }
+    const dim3 grid(p.splits, p.a.kv_heads, p.column_tiles * p.a.streams);
+    // set for every launch: it holds for the current device only
+    cudaFuncSetAttribute(prefill<D, MT, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) l.shared);
+    prefill<D, MT, R><<<grid, l.warps * 32, l.shared, stream>>>(p);
+}
+
+} // namespace
+
+bool prefill_takes(const tq_cuda_attn & a, const tq_cuda_device & device) {
+    arguments p;
+    layout l;
+    return a.tokens * (a.heads / a.kv_heads) > 16 && a.mask_heads <= 1 && plan(a, device, p, l);
+}
+
+size_t prefill_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
+    arguments p;
+    layout l;
+    plan(a, device, p, l);
+    const size_t rows = p.splits == 1 ? 0 : (size_t) a.streams * a.tokens * a.heads * p.splits;
+    return seen_bytes(p) + rows * (a.v.dim + 2) * sizeof(float) + 16;
+}
+
+void prefill_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream) {
+    arguments p;
+    layout l;
+    plan(a, device, p, l);
+    p.seen = static_cast<unsigned char *>(scratch);
+    p.partial_state = reinterpret_cast<float2 *>(p.seen + seen_bytes(p));
+    const size_t rows = (size_t) a.streams * a.tokens * a.heads * p.splits;
+    p.partial = reinterpret_cast<float *>(p.partial_state + (rows + 1) / 2 * 2); // read four at a time
+    if (l.size == 64) {
+        launch<64, 2, 64>(p, l, stream);
+    } else if (l.size == 256) {
+        launch<256, 1, 32>(p, l, stream);
+    } else if (l.groups == 2) {
+        launch<128, 2, 64>(p, l, stream);
+    } else {
+        launch<128, 1, 32>(p, l, stream);
+    }
+    if (p.splits > 1) {
+        merge_run(a, p.splits, p.partial, p.partial_state, stream);
+    }
+}
+
+} // namespace tq_cuda

@@ -1,0 +1,409 @@
+// From packed blocks in shared memory to halves: the look-ups of tq_device.h, then levels times scales.
+//
+// A look-up gives bytes of level + 128. A byte under 0x64 is the half 1024 + byte, so fma(half, s, -1152 s) is the
+// level times the scale: one prmt and one fma for two values. The product has 4 + 7 significant bits, so nothing is
+// rounded. Scales are 2^-4 of what they are, so that 1152 times the largest fits a half; the kernels give the 16 back
+// to sums. A scale below 2^-17 (a block whose largest value is below 0.001) is rounded to a multiple of 2^-20.
+#pragma once
+
+#include "attention.h"
+#include "tq_device.h"
+
+namespace tq_cuda {
+
+constexpr unsigned magic = 0x64646464u;
+
+__device__ __forceinline__ half2 as_half2(unsigned u) {
+    return *reinterpret_cast<half2 *>(&u);
+}
+
+__device__ __forceinline__ unsigned as_word(half2 h) {
+    return *reinterpret_cast<unsigned *>(&h);
+}
+
+__device__ __forceinline__ half2 widen_low(unsigned levels) { // bytes 0 and 1
+    return as_half2(TQ_PRMT(levels, magic, 0x4140));
+}
+
+__device__ __forceinline__ half2 widen_high(unsigned levels) { // bytes 2 and 3
+    return as_half2(TQ_PRMT(levels, magic, 0x4342));
+}
+
+// Both scales of a word; bits above the 16th do not matter.
+__device__ __forceinline__ half2 decode_scales(unsigned w) {
+    const unsigned e = w & 0x7C00u;
+    const unsigned base = (e << 13) + ((TQ_CODE_BIAS << 20) - (4u << 23));
+    const unsigned s0 = (base + ((w & 15u) << 20)) | (w << 27 & 0x80000000u);
+    const unsigned s1 = (base + ((w & 0x1E0u) << 15)) | (w << 22 & 0x80000000u);
+    const half2 s = __floats2half2_rn(__uint_as_float(s0), __uint_as_float(s1));
+    return as_half2(e == 0 ? 0u : as_word(s));
+}
+
+// A place in shared memory. 32 bits, because the compiler keeps generic pointers in 64 and adds them in two steps.
+using place = unsigned;
+
+__device__ __forceinline__ place place_of(const void * p) {
+    return (place) __cvta_generic_to_shared(p);
+}
+
+__device__ __forceinline__ unsigned load_word(place p) {
+    unsigned w;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(w) : "r"(p));
+    return w;
+}
+
+__device__ __forceinline__ unsigned load_short(place p) {
+    unsigned short w;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(p));
+    return w;
+}
+
+// Words from a place that is even, but need not be divisible by four.
+template <int n> __device__ __forceinline__ void load_words(place p, unsigned (&w)[n]) {
+    const unsigned odd = p & 2u;
+    unsigned raw[n + 1];
+#pragma unroll
+    for (int i = 0; i <= n; i++) {
+        raw[i] = load_word(p - odd + 4 * i);
+    }
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+        w[i] = __funnelshift_rc(raw[i], raw[i + 1], odd * 8);
+    }
+}
+
+// Of a block `odd` (0, 2) bytes after p: the scale word in the low half of `word`, the n words after it in w.
+template <int n> __device__ __forceinline__ void load_block(place p, unsigned odd, unsigned & word, unsigned (&w)[n]) {
+    unsigned raw[n + 1];
+#pragma unroll
+    for (int i = 0; i <= n; i++) {
+        raw[i] = load_word(p + 4 * i);
+    }
+    word = raw[0] >> odd * 8;
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+        w[i] = __funnelshift_rc(raw[i], raw[i + 1], 16 + odd * 8); // by 32 where the block lies at an odd place
+    }
+}
+
+// What a kernel keeps of the codebooks: biased levels, four to a word.
+struct books {
+    unsigned w[2][4];
+};
+
+template <int bits, int n> constexpr __device__ __forceinline__ books books_of(const signed char (&levels)[2][n]) {
+    books b = {};
+    for (int c = 0; c < 2; c++) {
+        for (int i = 0; i < 1 << bits; i++) {
+            b.w[c][i / 4] |= (unsigned) (levels[c][i] + 128) << i % 4 * 8;
+        }
+    }
+    return b;
+}
+
+template <int type> struct format;
+
+#define TQ_TYPE(NAME, name, id, bits_, bytes_, start, count)         \
+    template <> struct format<TQ_TYPE_##NAME> {                      \
+        static constexpr int bits = bits_, block_bytes = bytes_;     \
+        static constexpr bool planes = bits_ < 4, is_tq = true;      \
+        static __device__ __forceinline__ books load_books() {       \
+            constexpr books b = books_of<bits_>(tq_codebook_##name); \
+            return b;                                                \
+        }                                                            \
+    };
+#include "types.def"
+#undef TQ_TYPE
+
+template <> struct format<TQ_CUDA_Q8_0> {
+    static constexpr int bits = 8, block_bytes = 34;
+    static constexpr bool planes = false, is_tq = false;
+    static __device__ __forceinline__ books load_books() { return {}; }
+};
+
+template <> struct format<TQ_CUDA_F16> {
+    static constexpr int bits = 16, block_bytes = 64;
+    static constexpr bool planes = false, is_tq = false;
+    static __device__ __forceinline__ books load_books() { return {}; }
+};
+
+template <int type> constexpr float unit_of = format<type>::is_tq ? 16.0f : 1.0f;
+
+// Half h of a block as levels: four words as tq_device.h describes them, and the scales of both sub-blocks.
+struct half_block {
+    unsigned level[4];
+    half2 scale;
+};
+
+__device__ __forceinline__ half_block load_q8_0(place block, int h) {
+    half_block r;
+    unsigned low[2], high[2];
+    load_words(block + 2 + 8 * h, low);
+    load_words(block + 18 + 8 * h, high);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        r.level[2 * i] = TQ_PRMT(low[i], high[i], 0x5140) ^ TQ_BIAS_WORD;
+        r.level[2 * i + 1] = TQ_PRMT(low[i], high[i], 0x7362) ^ TQ_BIAS_WORD;
+    }
+    r.scale = as_half2(load_short(block) * 0x10001u);
+    return r;
+}
+
+// A whole block, `odd` bytes after p.
+template <int type>
+__device__ __forceinline__ void load_both(place p, unsigned odd, const books & b, half_block (&r)[2]) {
+    using F = format<type>;
+    if constexpr (!F::is_tq) {
+        r[0] = load_q8_0(p + odd, 0);
+        r[1] = load_q8_0(p + odd, 1);
+    } else {
+        unsigned word, w[F::bits];
+        load_block(p, odd, word, w);
+        const bool second = word & 0x8000u;
+        if constexpr (F::bits == 4) {
+            unsigned book[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                book[i] = second ? b.w[1][i] : b.w[0][i];
+            }
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                tq_dev_levels_4(book, w[2 * h], r[h].level);
+                tq_dev_levels_4(book, w[2 * h + 1], r[h].level + 2);
+            }
+        } else if constexpr (F::bits == 3) {
+            const unsigned book[2] = {second ? b.w[1][0] : b.w[0][0], second ? b.w[1][1] : b.w[0][1]};
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                tq_dev_levels_3(book, w[h], w[2], h, r[h].level);
+            }
+        } else {
+            const unsigned both[2] = {b.w[0][0], b.w[1][0]};
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                tq_dev_levels_2(both, w[h], second ? 0x44444444u : 0u, r[h].level);
+            }
+        }
+        r[0].scale = r[1].scale = decode_scales(word);
+    }
+}
+
+// Two widened levels times their scales. `offset` is -1152 times the scales.
+template <int type> __device__ __forceinline__ half2 scaled(half2 levels, half2 scale, half2 offset) {
+    if constexpr (format<type>::is_tq) {
+        return __hfma2(levels, scale, offset);
+    } else {
+        // the scale of q8_0 has eleven bits: 1152 times it would be rounded
+        return __hmul2(__hadd2(levels, __float2half2_rn(-1152.0f)), scale);
+    }
+}
+
+__device__ __forceinline__ half2 offset_of_scale(half2 scale) {
+    return __hmul2(scale, __float2half2_rn(-1152.0f));
+}
+
+// Values of half h as eight pairs (value of sub-block 0, value of sub-block 1): pair 2r + p is bytes 2p, 2p + 1 of word
+// r.
+template <int type> __device__ __forceinline__ void values_of(const half_block & r, half2 (&out)[8]) {
+    const half2 offset = offset_of_scale(r.scale);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out[2 * i] = scaled<type>(widen_low(r.level[i]), r.scale, offset);
+        out[2 * i + 1] = scaled<type>(widen_high(r.level[i]), r.scale, offset);
+    }
+}
+
+// The same of 32 halves, for which there is nothing to look up.
+__device__ __forceinline__ void values_of_f16(place block, int h, half2 (&out)[8]) {
+    unsigned low[4], high[4];
+    load_words(block + 16 * h, low);
+    load_words(block + 32 + 16 * h, high);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out[2 * i] = as_half2(TQ_PRMT(low[i], high[i], 0x5410));
+        out[2 * i + 1] = as_half2(TQ_PRMT(low[i], high[i], 0x7632));
+    }
+}
+
+// d += a b for 16x16 times 16x8 halves. Lane 4g + t holds of a rows g, g + 8 and columns 2t, 2t + 1 (and 8 more), of b
+// the same columns as rows and column g, of d rows g, g + 8 and columns 2t, 2t + 1.
+__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if !defined(__CUDA_ARCH__)
+    (void) d, (void) a, (void) b;
+#elif __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif __CUDA_ARCH__ >= 750
+    for (int i = 0; i < 2; i++) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
+    }
+#else
+    (void) d, (void) a, (void) b; // refused by supports_op
+#endif
+}
+
+// An 8x8 matrix of halves, a row to four lanes, transposed.
+__device__ __forceinline__ unsigned transpose(unsigned x) {
+    unsigned y = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+#else
+    (void) x;
+#endif
+    return y;
+}
+
+// Copies of 4, 8 or 16 bytes from global to shared memory, which run on until copy_wait.
+template <int bytes> __device__ __forceinline__ void copy_start(place to, const char * from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    if constexpr (bytes == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(bytes) : "memory");
+    }
+#else
+    for (int i = 0; i < bytes; i += 4) {
+        const unsigned x = *reinterpret_cast<const unsigned *>(from + i);
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + i), "r"(x) : "memory");
+    }
+#endif
+}
+
+__device__ __forceinline__ void copy_commit() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until at most `pending` of the groups committed last are under way.
+template <int pending> __device__ __forceinline__ void copy_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+
+// 32 rows of n chunks, by one warp: 2^i chunks of 2^(5-i) rows at a time for every bit i of n, so that no lane divides
+// by the length of a row. In shared memory rows lie one after the other, so that places are constants.
+template <int bytes, int n, bool whole, int i = 4>
+__device__ __forceinline__ void copy_columns(place to, const char * from, int64_t stride, int rows, int lane) {
+    if constexpr (n >> i & 1) {
+        constexpr int per_step = 32 >> i, first = n >> (i + 1) << (i + 1);
+        const int row = lane >> i, column = first + (lane & ((1 << i) - 1));
+        const place there = to + (row * n + column) * bytes;
+        const char * here = from + row * stride + column * bytes;
+#pragma unroll
+        for (int s = 0; s < 1 << i; s++) {
+            if (whole || row + s * per_step < rows) {
+                copy_start<bytes>(there + s * per_step * n * bytes, here);
+            }
+            here += per_step * stride;
+        }
+    }
+    if constexpr (i > 0) {
+        copy_columns<bytes, n, whole, i - 1>(to, from, stride, rows, lane);
+    }
+}
+
+// How the rows of a cache lie in shared memory, and in which pieces they are copied.
+struct staging {
+    int row_bytes;
+    int chunk; // 16, 8 or 4 bytes, as the addresses allow; 2: heads of 96 values at odd places, copied without cp.async
+    int stride; // of a row in shared memory
+    int chunks; // of a row if there is a case for them in copy_rows, or 0
+};
+
+template <int bytes>
+__device__ __forceinline__ void copy_any(place to, const staging & s, const char * from, int64_t stride, int rows,
+                                         int lane) {
+    const int chunks = s.row_bytes / bytes;
+#pragma unroll 1
+    for (int i = lane; i < chunks * rows; i += 32) {
+        const int row = i / chunks, column = i - row * chunks;
+        copy_start<bytes>(to + row * s.stride + column * bytes, from + row * stride + column * bytes);
+    }
+}
+
+// Heads of 64, 128 and 256 values have 9, 7 and 5 chunks of 4, 8 and 16 bytes.
+template <int bytes>
+__device__ __forceinline__ void copy_some(place to, const staging & s, const char * from, int64_t stride, int rows,
+                                          int lane) {
+    if (rows < 32) {
+        copy_any<bytes>(to, s, from, stride, rows, lane);
+    } else if (s.chunks == 9) {
+        copy_columns<bytes, 9, true>(to, from, stride, rows, lane);
+    } else if (s.chunks == 7) {
+        copy_columns<bytes, 7, true>(to, from, stride, rows, lane);
+    } else if (s.chunks == 5) {
+        copy_columns<bytes, 5, true>(to, from, stride, rows, lane);
+    } else {
+        copy_any<bytes>(to, s, from, stride, rows, lane);
+    }
+}
+
+__device__ __forceinline__ void copy_rows(place to, const staging & s, const char * from, int64_t stride, int rows,
+                                          int lane) {
+    if (s.chunk == 8) {
+        copy_some<8>(to, s, from, stride, rows, lane);
+    } else if (s.chunk == 16) {
+        copy_some<16>(to, s, from, stride, rows, lane);
+    } else if (s.chunk == 4) {
+        copy_some<4>(to, s, from, stride, rows, lane);
+    } else {
+        const int shorts = s.row_bytes / 2;
+#pragma unroll 1
+        for (int row = 0; row < rows; row++) {
+#pragma unroll 1
+            for (int i = lane; i < shorts; i += 32) {
+                const unsigned short x = reinterpret_cast<const unsigned short *>(from + row * stride)[i];
+                asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + row * s.stride + 2 * i), "h"(x) : "memory");
+            }
+        }
+    }
+}
+
+// The same, and zeros in the rest of 32 rows: what lies there may be no number.
+__device__ __forceinline__ void stage_rows(char * to, const staging & s, const char * from, int64_t stride, int rows,
+                                           int lane) {
+    copy_rows(place_of(to), s, from, stride, rows, lane);
+    if (rows < 32) {
+#pragma unroll 1
+        for (int i = rows * s.stride + 4 * lane; i < 32 * s.stride; i += 128) {
+            *reinterpret_cast<unsigned *>(to + i) = 0;
+        }
+    }
+}
+
+inline int block_bytes(int type) {
+    switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    case TQ_TYPE_##NAME:                                   \
+        return bytes;
+#include "types.def"
+#undef TQ_TYPE
+        case TQ_CUDA_Q8_0:
+            return 34;
+        default:
+            return 64;
+    }
+}
+
+inline staging staging_of(const tq_cuda_cache & c) {
+    staging s;
+    s.row_bytes = c.dim / TQ_BLOCK * block_bytes(c.type);
+    const int64_t bits = (int64_t) (size_t) c.data | c.row_stride | c.head_stride | c.stream_stride | s.row_bytes;
+    s.chunk = bits & 2 ? 2 : bits & 4 ? 4 : bits & 8 ? 8 : 16;
+    s.stride = s.chunk >= 4 ? s.row_bytes : (s.row_bytes + 3) / 4 * 4;
+    if (s.stride % 64 == 0) { // all rows would start in two banks
+        s.stride += 16;
+    }
+    const int chunks = s.row_bytes / s.chunk;
+    s.chunks = s.stride == s.row_bytes && s.chunk >= 4 && (chunks == 9 || chunks == 7 || chunks == 5) ? chunks : 0;
+    return s;
+}
+
+} // namespace tq_cuda

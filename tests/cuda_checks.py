@@ -1,0 +1,199 @@
+"""Attention on a GPU: problems with centred keys, their answer in float64, and a bound of the error."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import subprocess
+
+import numpy as np
+
+import attention_checks
+from attention_checks import Case, Problem
+from llama_tq import reference
+from llama_tq.reference import _codec
+
+TYPES = [*reference.TYPES, "q8_0", "f16"]  # numbered as csrc/cuda/attention.h does
+
+
+@dataclasses.dataclass
+class Centring:
+    """What a node over centred keys carries: the score of a row gains G . turns[ids[row]]."""
+
+    q_plain: np.ndarray  # as q
+    mean: np.ndarray  # [kv head, value]
+    turns: np.ndarray  # [chunk, value], row 0 is zero
+    ids: np.ndarray  # [stream, row]
+    n_rot: int
+    neox: bool
+
+    def offsets(self, s: int, h: int, kv: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of all tokens and rows, and the sums of the magnitudes of their terms."""
+        q, m = self.q_plain[s, :, h].astype(np.float64), self.mean[kv].astype(np.float64)
+        g = q * m
+        half = self.n_rot // 2
+        x = np.arange(half) if self.neox else 2 * np.arange(half)
+        y = x + half if self.neox else x + 1
+        g[:, x], g[:, y] = q[:, x] * m[x] + q[:, y] * m[y], q[:, y] * m[x] - q[:, x] * m[y]
+        turns = self.turns.astype(np.float64)
+        return (g @ turns.T)[:, self.ids[s]], (np.abs(g) @ np.abs(turns).T)[:, self.ids[s]]
+
+
+def centring(problem: Problem, pattern: str, n_rot: int, neox: bool) -> Centring:
+    case = problem.case
+    rng = np.random.default_rng(n_rot + neox)
+    turns = rng.uniform(-1, 1, (9, case.k_dim)).astype(np.float32)
+    turns[0] = 0
+    ids = {
+        "chunks": np.arange(case.rows) // 64 % 9,
+        "odd": (np.arange(case.rows) + 13) // 37 % 9,
+        "random": rng.integers(0, 9, case.rows),
+    }[pattern]
+    return Centring(
+        q_plain=rng.standard_normal(problem.q.shape).astype(np.float32),
+        mean=rng.standard_normal((case.kv_heads, case.k_dim)).astype(np.float32),
+        turns=turns,
+        ids=np.tile(ids, (case.streams, 1)).astype(np.int32),
+        n_rot=n_rot,
+        neox=neox,
+    )
+
+
+def decode(type: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and how far the halves of a kernel may be from them (unpack.cuh)."""
+    x, _, _ = attention_checks.decode(type, rows, attention_checks.WORDS)
+    if type == "f16":
+        return x, np.zeros_like(x)
+    if type == "q8_0":
+        return x, np.abs(x) * 2.0**-11 + 2.0**-24
+    blocks = rows.reshape(-1, reference.TYPES[type].block_bytes)
+    words = np.ascontiguousarray(blocks[:, :2]).view(np.uint16)[:, 0]
+    scale = np.abs(_codec.decode_scale_words(words)[0].astype(np.float64)).reshape(*x.shape[:-1], -1)
+    error = np.where(scale < 2.0**-17, 16 * (128 + 1) * 2.0**-25, 0)
+    return x, np.repeat(error, 16, axis=-1)
+
+
+def solve(problem: Problem, centred: Centring | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The answer [stream, token, head, value], and a bound of the error of a kernel.
+
+    Queries are rounded to halves, relative to the power of two above their largest value. Weights are rounded
+    to halves as well; tensor cores sum in float32, and drop what lies below the last bit of the largest term.
+    Where exponentials p are off by d, the answer o moves by sum(d (v - o)) / sum(p + d).
+    """
+    case = problem.case
+    step = 2.0**-22  # of one float operation, generously
+    k, k_error = decode(case.k, problem.k)
+    v, v_error = decode(case.v, problem.v)
+    answer = np.zeros((*problem.q.shape[:-1], case.v_dim))
+    bound = np.zeros_like(answer)
+    slope = attention_checks.slopes(case)
+    for s, h in np.ndindex(case.streams, case.heads):
+        kv = h // (case.heads // case.kv_heads)
+        q, keys, values = problem.q[s, :, h].astype(np.float64), k[s, :, kv], v[s, :, kv]
+        q_error = np.abs(q) * 2.0**-11 + np.abs(q).max(-1, keepdims=True) * 2.0**-24
+        score = q @ keys.T
+        error = q_error @ np.abs(keys).T + (np.abs(q) + q_error) @ k_error[s, :, kv].T
+        error += (np.abs(q) @ np.abs(keys).T) * (case.k_dim + 8) * step
+        if centred:
+            offset, size = centred.offsets(s, h, kv)
+            score = score + offset
+            error += size * (case.k_dim + 8) * step + np.abs(score) * step
+        score, error = score * problem.scale, error * problem.scale
+        if case.softcap:
+            score = case.softcap * np.tanh(score / case.softcap)
+            error += 8 * case.softcap * step
+        if problem.mask is not None:
+            score = score + slope[h] * problem.mask[s, h % problem.mask.shape[1]].astype(np.float64)
+        error += np.where(np.isinf(score), 0, np.abs(score)) * 8 * step
+        most = score.max(-1, keepdims=True)
+        top = np.maximum(most, problem.sinks[h] if case.sinks else -np.inf)
+        blind = most[:, 0] == -np.inf  # sees nothing: zeros
+        top[blind] = 0
+        p = np.exp(score - top)
+        sink = np.exp(problem.sinks[h] - top) if case.sinks else np.zeros_like(top)
+        total = p.sum(-1, keepdims=True) + sink
+        total[blind] = 1
+        # exp2 of up to 2^7 in magnitude: the argument is rounded, then the result, then it becomes a half
+        off = p * (np.expm1(error + 150 * step) + 2.0**-11) + np.exp(most - top) * 2.0**-36
+        out = p @ values / total
+        moved = off @ np.abs(values) + off.sum(-1, keepdims=True) * np.abs(out)
+        moved += p @ v_error[s, :, kv] + (case.rows + 64) * step * (p @ np.abs(values))
+        answer[s, :, h] = np.where(blind[:, None], 0, out)
+        least = total - off.sum(-1, keepdims=True)
+        assert np.all(least > 0), "nothing can be said of so inexact scores"
+        bound[s, :, h] = np.where(blind[:, None], 0, moved / least) + 1e-30
+    return answer, bound
+
+
+def pack(problem: Problem, centred: Centring | None, heads_first: bool) -> bytes:
+    """The input of cuda_driver.cu."""
+    case = problem.case
+    masks = (0, 0) if problem.mask is None else problem.mask.shape[:2]
+    numbers = [case.streams, case.tokens, case.heads, case.streams, case.kv_heads, case.rows]
+    numbers += [case.k_dim, case.v_dim, TYPES.index(case.k), TYPES.index(case.v)]
+    numbers += [problem.k.shape[-1], problem.v.shape[-1], *masks, case.sinks]
+    if centred:
+        numbers += [1, len(centred.turns), centred.n_rot, centred.neox]
+    else:
+        numbers += [0] * 4
+    numbers += [heads_first, 0, 0, 0, 0]
+    header = struct.pack("24q3f4x", *map(int, numbers), problem.scale, case.max_bias, case.softcap)
+    k, v = (x if heads_first else np.ascontiguousarray(x.swapaxes(1, 2)) for x in (problem.k, problem.v))
+    arrays = [problem.q, k, v, problem.mask, problem.sinks]
+    if centred:
+        arrays += [centred.q_plain, centred.mean, centred.turns, centred.ids]
+    return header + b"".join(array.tobytes() for array in arrays if array is not None)
+
+
+def run(
+    command: list[str], problem: Problem, centred: Centring | None = None, heads_first: bool = True
+) -> np.ndarray:
+    result = subprocess.run(
+        [*command, "attention"], input=pack(problem, centred, heads_first), capture_output=True
+    )
+    assert result.returncode == 0, f"{problem.case}: {result.returncode}, {result.stderr.decode()}"
+    return np.frombuffer(result.stdout, np.float32).reshape(*problem.q.shape[:-1], problem.case.v_dim)
+
+
+PAIRS = [(k, v) for k in TYPES for v in TYPES if k in reference.TYPES or v in reference.TYPES]
+SIZES = (64, 96, 128, 192, 256)
+CASES = [
+    *(Case(k=k, v=v, tokens=tokens) for k, v in PAIRS for tokens in (1, 3)),
+    *(Case(k=k, v=v, tokens=70, rows=150, heads=2) for k, v in PAIRS),
+    *(Case(k=k, v=v, k_dim=dim, v_dim=dim, tokens=2, kv_heads=2) for k, v in PAIRS for dim in SIZES),
+    *(Case(k_dim=k, v_dim=v, tokens=2) for k in SIZES for v in SIZES),
+    *(Case(k_dim=k, v_dim=v, tokens=40, k="tq3_0") for k in SIZES for v in SIZES),
+    *(Case(rows=rows, tokens=tokens) for rows in (1, 2, 31, 32, 33, 65, 513, 1300) for tokens in (1, 20)),
+    *(Case(heads=2 * group, kv_heads=2, tokens=t) for group in (1, 2, 3, 5, 7, 8, 12) for t in (1, 3, 33)),
+    *(Case(tokens=tokens, rows=tokens + 40) for tokens in (2, 5, 17, 63, 64, 65, 130, 300)),
+    Case(streams=3, tokens=4, rows=90, kv_heads=2),
+    Case(streams=3, tokens=64, rows=90, kv_heads=2),
+    Case(streams=2, rows=700, kv_heads=2, mask="heads", sinks=True),
+    *(Case(mask="none", tokens=tokens) for tokens in (1, 3, 80)),
+    *(Case(mask="heads", tokens=tokens, kv_heads=2) for tokens in (3, 80)),
+    *(Case(mask="closed", tokens=tokens, sinks=sinks) for tokens in (1, 3, 80) for sinks in (False, True)),
+    *(Case(mask="first", rows=rows, v=v) for rows in (60, 700) for v in ("tq4_0", "tq2_1", "q8_0")),
+    *(Case(max_bias=8.0, heads=6, kv_heads=3, tokens=tokens) for tokens in (7, 100)),
+    *(Case(softcap=2.0, tokens=tokens) for tokens in (7, 100)),
+    *(Case(softcap=30.0, max_bias=4.0, sinks=True, tokens=t, heads=12, kv_heads=4) for t in (5, 70)),
+    *(Case(sinks=True, rows=1300, tokens=tokens) for tokens in (2, 66)),
+    Case(outliers=True, tokens=6, rows=300),
+    Case(outliers=True, k="tq2_1", v="tq3_0", tokens=70, rows=100),
+]
+CENTRED = [
+    (Case(k=k, tokens=tokens, rows=rows, heads=8, kv_heads=2, k_dim=dim, v_dim=dim), pattern, n_rot, neox)
+    for k, tokens, rows, dim, pattern, n_rot, neox in (
+        ("tq4_0", 1, 300, 128, "chunks", 128, True),
+        ("tq4_0", 1, 300, 128, "odd", 128, False),
+        ("tq3_0", 2, 1500, 128, "chunks", 128, True),
+        ("tq2_1", 5, 200, 128, "random", 64, True),
+        ("tq4_0", 3, 200, 64, "odd", 64, False),
+        ("tq4_0", 2, 200, 256, "odd", 128, True),
+        ("tq3_0", 1, 200, 96, "random", 96, True),
+        ("tq4_0", 70, 300, 128, "chunks", 128, True),
+        ("tq3_0", 70, 300, 128, "odd", 64, False),
+        ("tq4_0", 40, 700, 128, "random", 128, True),
+        ("tq4_0", 70, 200, 256, "odd", 256, False),
+        ("tq4_0", 70, 200, 64, "chunks", 64, True),
+    )
+]

@@ -1,0 +1,105 @@
+"""What of the GPU code can be proven without one: the header shared with the host, and that all compiles."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import drivers
+import kernel_checks
+from llama_tq import reference
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc")
+    assert compiler, "no C compiler; apt install gcc"
+    program = tmp_path_factory.mktemp("device") / "device_driver"
+    options = [*drivers.OPTIONS, "-ffp-contract=off", "-Wno-unused-function"]
+    subprocess.run([compiler, *options, drivers.TESTS / "device_driver.c", "-lm", "-o", program], check=True)
+    return program
+
+
+def run(driver: Path, operation: str, type: str, data: np.ndarray) -> bytes:
+    return subprocess.run(
+        [driver, operation, type], input=data.tobytes(), stdout=subprocess.PIPE, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize("type", reference.TYPES)
+def test_the_shared_header_encodes_as_the_reference(driver: Path, type: str):
+    x = kernel_checks.values(reference.TYPES[type])
+    assert run(driver, "quantize", type, x) == reference.quantize(x, type).tobytes()
+
+
+@pytest.mark.parametrize("type", reference.TYPES)
+def test_the_shared_header_decodes_as_the_reference(driver: Path, type: str):
+    blocks = kernel_checks.blocks(reference.TYPES[type])
+    assert run(driver, "dequantize", type, blocks) == reference.dequantize(blocks, type).tobytes()
+
+
+@pytest.mark.parametrize("type", reference.TYPES)
+def test_the_look_ups_of_the_attention_kernels_find_the_levels(driver: Path, type: str):
+    spec = reference.TYPES[type]
+    blocks = kernel_checks.blocks(spec)
+    blocks[:, :2] = np.array([0, 23 << 2]) | blocks[:, :2] & np.array([0, 128])  # both scales are 1
+    levels = np.frombuffer(run(driver, "levels", type, blocks), np.int8).reshape(-1, 32)
+    assert np.array_equal(levels, reference.dequantize(blocks, type))
+
+
+def test_cache_operations_on_the_host(tmp_path: Path):
+    """rows.cu itself, with threads for the threads of a GPU."""
+    compiler = shutil.which("c++")
+    assert compiler, "no C++ compiler; apt install g++"
+    kernels = (drivers.CSRC / "cuda/rows.cu").read_text()
+    kernels, launches = re.subn(r"(\w+<\w+(?:##NAME)?>)\s*<<<(.*?)>>>\(", r"TQ_LAUNCH(\1, \2, ", kernels)
+    assert launches == 3
+    (tmp_path / "rows.cpp").write_text(kernels)
+    library = ["-lggml-base", f"-L{drivers.libraries()}", f"-Wl,-rpath,{drivers.libraries()}", "-pthread"]
+    options = ["-std=c++20", "-O1", "-ffp-contract=off", f"-I{drivers.TESTS / 'host_cuda'}"]
+    includes = [f"-I{drivers.CSRC}", f"-I{drivers.CSRC / 'cuda'}"]
+    sources = [tmp_path / "rows.cpp", drivers.TESTS / "rows_driver.cpp"]
+    program = tmp_path / "rows_driver"
+    subprocess.run([compiler, *options, *includes, *sources, *library, "-o", program], check=True)
+    assert subprocess.run([program], stdout=subprocess.PIPE, check=True).stdout == b""
+
+
+def nvcc() -> str:
+    """The one on the PATH, or pip's."""
+    spec = importlib.util.find_spec("nvidia")
+    places = (
+        [str(folder) for path in spec.submodule_search_locations for folder in Path(path).glob("*/bin")]
+        if spec
+        else []
+    )
+    compiler = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(places))
+    assert compiler, "no nvcc; pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
+    return compiler
+
+
+def test_every_kernel_compiles_for_the_oldest_and_the_newest_architecture(tmp_path: Path):
+    compiler = nvcc()
+    listed = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    codes = sorted((code for code in listed.split()), key=lambda code: int(code.removeprefix("sm_")))
+    oldest = next(code for code in codes if int(code.removeprefix("sm_")) >= 75)
+
+    def compile(source: Path, code: str) -> str:
+        target = tmp_path / f"{source.stem}.{code}"
+        options = ["-std=c++17", "-O3", "-use_fast_math", f"-arch={code}", f"-I{drivers.CSRC}", "-cubin"]
+        result = subprocess.run([compiler, *options, source, "-o", target], capture_output=True, text=True)
+        return result.stdout + result.stderr
+
+    sources = sorted((drivers.CSRC / "cuda").glob("*.cu"))
+    assert sources
+    jobs = [(source, code) for source in sources for code in (oldest, codes[-1])]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        messages = list(pool.map(lambda job: compile(*job), jobs))
+    assert messages == [""] * len(jobs)

@@ -1,0 +1,71 @@
+"""The GPU kernels on a GPU: `pytest -m cuda`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cuda_checks
+import drivers
+import kernel_checks
+from llama_tq import reference
+
+pytestmark = pytest.mark.cuda
+if not Path("/dev/nvidiactl").exists():
+    pytest.skip("this machine has no NVIDIA GPU", allow_module_level=True)
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The kernels without ggml. TQ_CUDA_DRIVER names a program built before, and what to run it with."""
+    if "TQ_CUDA_DRIVER" in os.environ:
+        return os.environ["TQ_CUDA_DRIVER"].split()
+    nvcc = shutil.which("nvcc")
+    assert nvcc, "nvcc is not on the PATH"
+    program = tmp_path_factory.mktemp("cuda") / "cuda_driver"
+    sources = [drivers.TESTS / "cuda_driver.cu", *sorted((drivers.CSRC / "cuda").glob("*.cu"))]
+    options = ["-std=c++17", "-O3", "-use_fast_math", "-arch=native", f"-I{drivers.CSRC}"]
+    subprocess.run([nvcc, *options, *sources, "-o", program], check=True)
+    return [str(program)]
+
+
+def convert(driver: list[str], operation: str, type: str, data: np.ndarray) -> bytes:
+    command = [*driver, operation, type]
+    return subprocess.run(command, input=data.tobytes(), stdout=subprocess.PIPE, check=True).stdout
+
+
+@pytest.mark.parametrize("type", reference.TYPES)
+def test_the_encoder_writes_the_bytes_of_the_reference(driver: list[str], type: str):
+    x = kernel_checks.values(reference.TYPES[type])
+    assert convert(driver, "encode", type, x) == reference.quantize(x, type).tobytes()
+
+
+@pytest.mark.parametrize("type", reference.TYPES)
+def test_the_decoder_returns_the_floats_of_the_reference(driver: list[str], type: str):
+    blocks = kernel_checks.blocks(reference.TYPES[type])
+    assert convert(driver, "decode", type, blocks) == reference.dequantize(blocks, type).tobytes()
+
+
+@pytest.mark.parametrize("case", cuda_checks.CASES, ids=str)
+def test_attention_is_within_the_bound(driver: list[str], case: cuda_checks.Case):
+    problem = cuda_checks.attention_checks.make(case)
+    answer, bound = cuda_checks.solve(problem)
+    for heads_first in (True, False):
+        result = cuda_checks.run(driver, problem, heads_first=heads_first)
+        cuda_checks.attention_checks.assert_within(result, answer, bound)
+
+
+@pytest.mark.parametrize(("case", "pattern", "n_rot", "neox"), cuda_checks.CENTRED, ids=str)
+def test_attention_over_centred_keys(
+    driver: list[str], case: cuda_checks.Case, pattern: str, n_rot: int, neox: bool
+):
+    problem = cuda_checks.attention_checks.make(case)
+    centred = cuda_checks.centring(problem, pattern, n_rot, neox)
+    answer, bound = cuda_checks.solve(problem, centred)
+    result = cuda_checks.run(driver, problem, centred)
+    cuda_checks.attention_checks.assert_within(result, answer, bound)
