@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import multiprocessing
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import llama_cpp.llama_cpp as api
@@ -15,7 +13,7 @@ import pytest
 
 import llama_models
 from llama_session import Session, distance, model_file, sessions, tokens
-from llama_tq import _native
+from llama_tq import _native, centring
 from test_llama_cache import TYPES, error_bound
 
 CHUNK = _native.CENTRING_CHUNK
@@ -50,15 +48,6 @@ def cache(tmp_path, monkeypatch) -> Path:
     """The folder of the side files."""
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
     return tmp_path / "llama-tq"
-
-
-@contextlib.contextmanager
-def centring(on: bool) -> Iterator[None]:
-    _native.set_centring(int(on))
-    try:
-        yield
-    finally:
-        _native.set_centring(-1)
 
 
 def bound(name: str) -> float:

@@ -125,8 +125,8 @@ ggml_tq_offsets::ggml_tq_offsets(const ggml_tensor * op, int64_t token, int64_t 
     }
 }
 
-float ggml_tq_offsets::operator()(int64_t cell) {
-    if (chunk && chunk[cell] != last) {
+float ggml_tq_offsets::at(int64_t cell) {
+    if (chunk[cell] != last) {
         last = chunk[cell];
         offset = tq_attn_centre_offset(g.data(), turns + last * g.size(), (int) g.size());
     }

@@ -16,9 +16,12 @@ size_t ggml_tq_attention_work_size(int n_threads, const ggml_tensor * op);
 class ggml_tq_offsets {
 public:
     ggml_tq_offsets(const ggml_tensor * op, int64_t token, int64_t head, int64_t stream);
-    float operator()(int64_t cell); // 0 where the keys are not centred
+    // 0, without a call, where the keys are not centred
+    float operator()(int64_t cell) { return chunk ? at(cell) : 0.0f; }
 
 private:
+    float at(int64_t cell);
+
     std::vector<float> g;
     const float * turns = nullptr;
     const int32_t * chunk = nullptr;

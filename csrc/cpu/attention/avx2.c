@@ -187,5 +187,4 @@ static void offsets(const float * g, int rows, int dim, const float * const * tu
 
 #define TIER avx2
 #define OFFSETS offsets
-#define FILL tq_attn_fill
 #include "tier.inc"

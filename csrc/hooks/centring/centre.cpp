@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "ggml-tq.h"
@@ -50,12 +51,7 @@ std::string llama_tq_centring_error() {
 
 // --- arithmetic on the host ---
 
-std::vector<float> llama_tq_mean_turn(const llama_tq_rope & rope, int head) {
-    std::vector<int32_t> positions(LLAMA_TQ_CHUNK);
-    for (int p = 0; p < LLAMA_TQ_CHUNK; p++) {
-        positions[p] = p;
-    }
-    const std::vector<float> turns = rope.turns(head, positions);
+std::vector<float> llama_tq_mean_turn(const llama_tq_rope & rope, int head, const std::vector<float> & turns) {
     std::vector<float> mean((size_t) head, 1.0f);
     for (int f = 0; f < rope.n_dims / 2; f++) {
         const int x = rope.first(f), y = rope.second(f);
@@ -107,7 +103,7 @@ llama_tq_centring::llama_tq_centring(const llama_model & model, const llama_cpar
                                      const llama_kv_cache & cache, const llama_tq_means & means)
     : no_alloc(model.hparams.no_alloc), chunks(1 + (int32_t) ((cparams.n_ctx + LLAMA_TQ_CHUNK - 1) / LLAMA_TQ_CHUNK)),
       first_is_plain(means.first_is_plain), plain(means.plain) {
-    std::map<ggml_backend_buffer_type_t, ggml_context *> contexts;
+    std::map<ggml_backend_buffer_type_t, ggml_context_ptr> contexts;
     const std::vector<uint32_t> ids = cache.get_layer_ids();
     for (const uint32_t il : ids) {
         const ggml_tensor * storage = cache.get_k_storage((int32_t) il);
@@ -115,46 +111,39 @@ llama_tq_centring::llama_tq_centring(const llama_model & model, const llama_cpar
             continue;
         }
         ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(storage->buffer);
-        if (!contexts.count(type)) {
-            buffers.emplace_back(ggml_init({2 * ids.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true}),
-                                 nullptr);
-            contexts[type] = buffers.back().first.get();
+        ggml_context_ptr & ctx = contexts[type];
+        if (!ctx) {
+            ctx.reset(ggml_init({2 * ids.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true}));
         }
         layer l;
         l.rope = llama_tq_rope(model, cparams, (int) il, il >= means.layers.size() || means.layers[il].turned);
         l.head = (int) model.hparams.n_embd_head_k(il);
         l.heads = (int) model.hparams.n_head_kv(il);
-        l.rows = ggml_new_tensor_2d(contexts[type], GGML_TYPE_F32, l.head * l.heads, 2);
-        l.active = no_alloc || (il < means.layers.size() && means.layers[il].heads > 0);
+        l.rows = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, l.head * l.heads, 2);
+        l.active = no_alloc; // as far as is known
         for (const auto & [at, other] : layers) {
             if (other.head == l.head && other.rope == l.rope && ggml_backend_buffer_get_type(at->buffer) == type) {
                 l.turns = other.turns;
             }
         }
         if (!l.turns) {
-            l.turns = ggml_new_tensor_2d(contexts[type], GGML_TYPE_F32, l.head, chunks);
+            l.turns = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, l.head, chunks);
         }
         layers[storage] = l;
         order.push_back(storage);
     }
 
-    for (auto & [ctx, buffer] : buffers) {
-        for (const auto & [type, context] : contexts) {
-            if (context != ctx.get()) {
-                continue;
-            }
-            if (no_alloc) {
-                buffer.reset(ggml_backend_buft_alloc_buffer(type, 0));
-                for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) {
-                    t->buffer = buffer.get();
-                }
-            } else {
-                buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), type));
-            }
-        }
+    for (auto & [type, ctx] : contexts) {
+        ggml_backend_buffer_ptr buffer(no_alloc ? ggml_backend_buft_alloc_buffer(type, 0)
+                                                : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), type));
         if (!buffer) {
             throw std::runtime_error("no memory for the tables of centred keys");
         }
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t && no_alloc;
+             t = ggml_get_next_tensor(ctx.get(), t)) {
+            t->buffer = buffer.get();
+        }
+        buffers.emplace_back(std::move(ctx), std::move(buffer));
     }
     for (const auto & [type, bytes] : memory()) {
         LLAMA_LOG_INFO("%s: %10s TQ buffer size = %8.2f MiB\n", __func__, ggml_backend_buft_name(type),
@@ -164,28 +153,28 @@ llama_tq_centring::llama_tq_centring(const llama_model & model, const llama_cpar
         return;
     }
 
-    std::vector<int32_t> starts;
+    std::vector<int32_t> first(LLAMA_TQ_CHUNK), starts;
+    std::iota(first.begin(), first.end(), 0);
     for (int32_t c = 1; c < chunks; c++) {
         starts.push_back((c - 1) * LLAMA_TQ_CHUNK);
     }
-    std::vector<const ggml_tensor *> written;
+    std::map<const ggml_tensor *, std::vector<float>> mean_turns; // by the table of turns that is written
     for (const uint32_t il : ids) {
         const ggml_tensor * storage = cache.get_k_storage((int32_t) il);
-        const layer * l = &layers.at(storage);
-        if (std::find(written.begin(), written.end(), l->turns) == written.end()) {
-            const std::vector<float> zeros((size_t) l->head, 0.0f), turns = l->rope.turns(l->head, starts);
-            ggml_backend_tensor_set(l->turns, zeros.data(), 0, l->turns->nb[1]);
-            ggml_backend_tensor_set(l->turns, turns.data(), l->turns->nb[1], turns.size() * sizeof(float));
-            written.push_back(l->turns);
+        const layer & l = layers.at(storage);
+        std::vector<float> & turn = mean_turns[l.turns];
+        if (turn.empty()) {
+            turn = llama_tq_mean_turn(l.rope, l.head, l.rope.turns(l.head, first));
+            const std::vector<float> zeros((size_t) l.head, 0.0f), turns = l.rope.turns(l.head, starts);
+            ggml_backend_tensor_set(l.turns, zeros.data(), 0, l.turns->nb[1]);
+            ggml_backend_tensor_set(l.turns, turns.data(), l.turns->nb[1], turns.size() * sizeof(float));
         }
-        const std::vector<float> turn = llama_tq_mean_turn(l->rope, l->head);
-        std::vector<float> mean((size_t) (l->head * l->heads), 0.0f);
-        if (l->active) {
-            mean = means.layers[il].mean;
-        }
-        for (int h = 0; h < l->heads; h++) {
-            const std::vector<float> m(mean.begin() + h * l->head, mean.begin() + (h + 1) * l->head);
-            llama_tq_turn(l->rope, l->head, m.data(), turn.data(), mean.data() + h * l->head);
+        std::vector<float> mean((size_t) (l.head * l.heads), 0.0f);
+        if (il < means.layers.size() && means.layers[il].heads > 0) {
+            for (int h = 0; h < l.heads; h++) {
+                llama_tq_turn(l.rope, l.head, means.layers[il].mean.data() + h * l.head, turn.data(),
+                              mean.data() + h * l.head);
+            }
         }
         set_rows(storage, mean);
     }

@@ -31,8 +31,9 @@ std::string llama_tq_centring_error();
 
 // --- arithmetic on the host ---
 
-// The mean of the turns of a chunk's positions from its first, without YaRN's stretch: [head]
-std::vector<float> llama_tq_mean_turn(const llama_tq_rope & rope, int head);
+// The mean of the turns of a chunk's positions from its first, without YaRN's stretch, [head]; from the `turns` of rope
+// at the positions from 0 on, a chunk of them at least.
+std::vector<float> llama_tq_mean_turn(const llama_tq_rope & rope, int head, const std::vector<float> & turns);
 // out = x turned by `turn`, as rope.turns gives it; values that do not turn are multiplied
 void llama_tq_turn(const llama_tq_rope & rope, int head, const float * x, const float * turn, float * out);
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
-#include <set>
+#include <numeric>
 #include <stdexcept>
 
 #include "centre.h"
@@ -103,8 +103,8 @@ struct watcher {
 struct keys {
     int heads, head, n;
     std::vector<float> turned, plain; // [n][heads][head]
-    std::vector<float> start;         // turns of the chunks' first positions, [chunks][head]
-    std::vector<float> mean_turn;     // of a chunk's positions, without YaRN's stretch: [head]
+    std::vector<float> turns;         // of RoPE at the positions from 0 on, [at least n and a chunk][head]
+    std::vector<float> mean_turn;     // [head], see llama_tq_mean_turn
 
     const float * at(const std::vector<float> & x, int pos, int h) const {
         return x.data() + ((size_t) pos * heads + h) * head;
@@ -125,19 +125,13 @@ keys read_keys(const llama_model & model, const llama_tq_rope & rope, const llam
         }
     }
 
-    std::vector<int32_t> positions(n), starts;
-    for (int p = 0; p < n; p++) {
-        positions[p] = p;
-        if (p % LLAMA_TQ_CHUNK == 0) {
-            starts.push_back(p);
-        }
-    }
-    const std::vector<float> turn = rope.turns(k.head, positions);
-    k.start = rope.turns(k.head, starts);
-    k.mean_turn = llama_tq_mean_turn(rope, k.head);
+    std::vector<int32_t> positions(std::max(n, LLAMA_TQ_CHUNK));
+    std::iota(positions.begin(), positions.end(), 0);
+    k.turns = rope.turns(k.head, positions);
+    k.mean_turn = llama_tq_mean_turn(rope, k.head, k.turns);
     k.plain = k.turned;
     for (int p = 0; p < n; p++) {
-        const float * t = turn.data() + (size_t) p * k.head;
+        const float * t = k.turns.data() + (size_t) p * k.head;
         for (int h = 0; h < k.heads; h++) {
             float * u = k.plain.data() + ((size_t) p * k.heads + h) * k.head;
             for (int f = 0; f < rope.n_dims / 2; f++) {
@@ -151,13 +145,26 @@ keys read_keys(const llama_model & model, const llama_tq_rope & rope, const llam
     return k;
 }
 
-// The centre of a position: mean turned by the mean turn of a chunk, then to where the chunk begins.
-void centre_at(const keys & k, const llama_tq_rope & rope, const float * mean, int pos, float * out) {
-    const float * start = k.start.data() + (size_t) (pos / LLAMA_TQ_CHUNK) * k.head;
-    llama_tq_turn(rope, k.head, mean, k.mean_turn.data(), out);
-    std::vector<float> once(out, out + k.head);
-    llama_tq_turn(rope, k.head, once.data(), start, out);
-}
+// The centres of all positions' chunks for a mean: it turned by a chunk's mean turn, then to where each chunk begins.
+class centres {
+public:
+    centres(const keys & k, const llama_tq_rope & rope, const float * mean) : head(k.head) {
+        const int chunks = (k.n + LLAMA_TQ_CHUNK - 1) / LLAMA_TQ_CHUNK;
+        std::vector<float> common((size_t) head);
+        values.resize((size_t) chunks * head);
+        llama_tq_turn(rope, head, mean, k.mean_turn.data(), common.data());
+        for (int c = 0; c < chunks; c++) {
+            const float * start = k.turns.data() + (size_t) c * LLAMA_TQ_CHUNK * head;
+            llama_tq_turn(rope, head, common.data(), start, values.data() + (size_t) c * head);
+        }
+    }
+
+    const float * at(int pos) const { return values.data() + (size_t) (pos / LLAMA_TQ_CHUNK) * head; }
+
+private:
+    int head;
+    std::vector<float> values; // [chunks][head]
+};
 
 float square_distance(const float * a, const float * b, int n) {
     float sum = 0.0f;
@@ -190,7 +197,6 @@ llama_tq_means::layer measure_layer(const keys & k, const llama_tq_rope & rope, 
     layer.mean.assign((size_t) k.heads * k.head, 0.0f);
     const int middle = 1 + (text - 1) / 2;
     const int halves[3] = {1, middle, text};
-    std::vector<float> centre((size_t) k.head);
     for (int h = 0; h < k.heads; h++) {
         const std::vector<float> half[2] = {mean_of(k, h, halves[0], halves[1]), mean_of(k, h, halves[1], halves[2])};
         double dot = 0, square = 0;
@@ -205,10 +211,10 @@ llama_tq_means::layer measure_layer(const keys & k, const llama_tq_rope & rope, 
             for (float & x : other) {
                 x *= belief;
             }
+            const centres centre(k, rope, other.data());
             for (int p = halves[side]; p < halves[side + 1]; p++) {
-                centre_at(k, rope, other.data(), p, centre.data());
                 before += square_distance(k.at(k.turned, p, h), nullptr, k.head);
-                after += square_distance(k.at(k.turned, p, h), centre.data(), k.head);
+                after += square_distance(k.at(k.turned, p, h), centre.at(p), k.head);
             }
         }
         const bool pays = std::isfinite(before) && after < before;
@@ -228,25 +234,23 @@ llama_tq_means::layer measure_layer(const keys & k, const llama_tq_rope & rope, 
 // Adds, for every position, the logarithm of what centring does to the length of its keys, over the centred heads.
 void judge_positions(const keys & k, const llama_tq_rope & rope, const llama_tq_means::layer & layer,
                      std::vector<double> & change) {
-    std::vector<float> centre((size_t) k.head);
     for (int h = 0; h < k.heads; h++) {
         const float * mean = layer.mean.data() + (size_t) h * k.head;
         if (square_distance(mean, nullptr, k.head) == 0.0f) {
             continue;
         }
+        const centres centre(k, rope, mean);
         for (int p = 0; p < k.n; p++) {
-            centre_at(k, rope, mean, p, centre.data());
             const float * key = k.at(k.turned, p, h);
-            const double after = square_distance(key, centre.data(), k.head),
+            const double after = square_distance(key, centre.at(p), k.head),
                          before = square_distance(key, nullptr, k.head);
             change[p] += std::log((after + 1e-30) / (before + 1e-30));
         }
     }
 }
 
-} // namespace
-
-llama_tq_means llama_tq_measure(const llama_model & model, int n_threads) {
+// A prefill of the prompt. Throws std::runtime_error where the model cannot read it.
+llama_tq_means measure(const llama_model & model, int n_threads) {
     const prompt text = make_prompt(model);
     const int n = (int) text.tokens.size();
     llama_context_params params = llama_context_default_params();
@@ -302,6 +306,8 @@ llama_tq_means llama_tq_measure(const llama_model & model, int n_threads) {
     return means;
 }
 
+} // namespace
+
 std::shared_ptr<const llama_tq_means> llama_tq_means_of(const llama_model & model, int n_threads) {
     static std::mutex mutex;
     const std::lock_guard<std::mutex> lock(mutex);
@@ -313,7 +319,7 @@ std::shared_ptr<const llama_tq_means> llama_tq_means_of(const llama_model & mode
     if (!means) {
         LLAMA_LOG_INFO("%s: reading %d tokens to measure the mean keys of the model\n", __func__,
                        LLAMA_TQ_PROMPT_TOKENS);
-        means = std::make_shared<llama_tq_means>(llama_tq_measure(model, n_threads));
+        means = std::make_shared<llama_tq_means>(measure(model, n_threads));
         const std::string reason = llama_tq_save_side_file(path, *means);
         if (!reason.empty()) {
             LLAMA_LOG_WARN("%s: the mean keys will be measured again at the next start: %s; name a folder that can be "

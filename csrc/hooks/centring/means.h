@@ -37,9 +37,6 @@ LLAMA_API std::string llama_tq_not_centred(const llama_model & model);
 // Throws std::runtime_error where the model cannot read the prompt.
 LLAMA_API std::shared_ptr<const llama_tq_means> llama_tq_means_of(const llama_model & model, int n_threads);
 
-// A prefill of the built-in prompt. Throws as above.
-llama_tq_means llama_tq_measure(const llama_model & model, int n_threads);
-
 // --- storage (store.cpp) ---
 
 // Keys and arrays of GGUF metadata, in a model file or alone in a side file.

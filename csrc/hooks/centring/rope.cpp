@@ -1,6 +1,5 @@
 #include "rope.h"
 
-#include <algorithm>
 #include <stdexcept>
 #include <tuple>
 
