@@ -3,24 +3,34 @@
 // lanes on the host and compares bytes, so that what a GPU does without one is proven everywhere.
 //
 //   TQ_FN             storage class of a function
+//   TQ_CONST_FN       of one that a compiler evaluates for tables, too
 //   TQ_TABLE          storage class of the codebooks
 //   TQ_MUL(a, b)      a product that is never contracted into a fused multiply-add
 //   TQ_PRMT(a, b, s)  nibble i of s, at most 7, picks byte i of the result among the bytes of a (0-3) and b (4-7);
 //                     bits of s above the 16th do not matter
+//   TQ_AND_OR(a, m, o)        a & m | o, for constants m and o
 //   TQ_BITS(f), TQ_FLOAT(u)   the bits of a float, and back
 #pragma once
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #    define TQ_FN static __device__ __forceinline__
+#    define TQ_CONST_FN static constexpr __host__ __device__ __forceinline__
 #    define TQ_TABLE static constexpr __constant__
 #    define TQ_MUL(a, b) __fmul_rn(a, b)
 #    if defined(__HIPCC__)
 #        define TQ_PRMT(a, b, s) __byte_perm(a, b, s)
+#        define TQ_AND_OR(a, m, o) (((a) & (m)) | (o))
 #    else
 #        define TQ_PRMT(a, b, s) tq_cuda_prmt(a, b, s)
+#        define TQ_AND_OR(a, m, o) tq_cuda_and_or(a, m, o)
 static __device__ __forceinline__ unsigned tq_cuda_prmt(unsigned a, unsigned b, unsigned s) {
     unsigned r; // __byte_perm masks its selector first
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(s));
+    return r;
+}
+static __device__ __forceinline__ unsigned tq_cuda_and_or(unsigned a, unsigned m, unsigned o) {
+    unsigned r; // the compiler makes two instructions of two constants
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "r"(m), "r"(o));
     return r;
 }
 #    endif
@@ -32,8 +42,14 @@ static __device__ __forceinline__ unsigned tq_cuda_prmt(unsigned a, unsigned b, 
 #    include <math.h>
 #    include <string.h>
 #    define TQ_FN static inline
+#    if defined(__cplusplus)
+#        define TQ_CONST_FN static constexpr
+#    else
+#        define TQ_CONST_FN static inline
+#    endif
 #    define TQ_MUL(a, b) ((a) * (b)) // the file is compiled without contraction
 #    define TQ_PRMT(a, b, s) tq_host_prmt(a, b, s)
+#    define TQ_AND_OR(a, m, o) (((a) & (m)) | (o))
 #    define TQ_BITS(f) tq_host_bits(f)
 #    define TQ_FLOAT(u) tq_host_float(u)
 #    define TQ_RINT(f) ((int) rintf(f))
@@ -111,7 +127,14 @@ TQ_FN float tq_dev_value(int bits, const signed char * books, const unsigned cha
 }
 
 // --- encoder ---
-// Every lane prices one candidate for both sub-blocks: lane = 16 * codebook + 2 * number of the code + sign.
+// A lane prices one code for one sub-block under both signs and both codebooks at once: the squared distance of an
+// integer to its nearest level comes from a table, with both signs in one word.
+
+#define TQ_DISTANCES 512 // of -256..255: what 4.2 rounds stays within +-220
+
+typedef struct {
+    unsigned book[2]; // tq_dev_distance for both
+} tq_dev_distances;
 
 typedef struct {
     int bits;
@@ -119,12 +142,11 @@ typedef struct {
     float start;
 } tq_dev_spec;
 
-// What a lane knows of a candidate; `order` decides between equal prices.
+// The best sign under each codebook.
 typedef struct {
-    int code;
-    int order;
-    float price;
-} tq_dev_choice;
+    float price[2];
+    int negative[2];
+} tq_dev_prices;
 
 // FORMAT.md 4.1.
 TQ_FN float tq_dev_clean(float x) {
@@ -134,7 +156,7 @@ TQ_FN float tq_dev_clean(float x) {
 }
 
 // The number of neighbouring pairs of levels whose midpoint, in `steps` of a level, is <= v.
-TQ_FN int tq_dev_nearest(int bits, const signed char * book, int steps, int v) {
+TQ_CONST_FN int tq_dev_nearest(int bits, const signed char * book, int steps, int v) {
     int index = 0;
     for (int half = 1 << (bits - 1); half > 0; half >>= 1) {
         index += steps * (book[index + half - 1] + book[index + half]) <= 2 * v ? half : 0;
@@ -142,81 +164,69 @@ TQ_FN int tq_dev_nearest(int bits, const signed char * book, int steps, int v) {
     return index;
 }
 
-// `level[v + 128]` is the level nearest to v, for -128 <= v <= 127; past either end the level is the outermost one.
-TQ_FN float tq_dev_price(const float * x, int code, int negative, const signed char * level) {
-    const float scale = tq_dev_scale_of(code), inverse = tq_dev_inverse_scale(code);
-    int error = 0;
-    for (int i = 0; i < TQ_SUB_BLOCK; i++) {
-        const int t = TQ_RINT(TQ_MUL(x[i], inverse));
-        const int v = negative ? -t : t;
-        const int d = v - level[(v < -128 ? -128 : v > 127 ? 127 : v) + 128];
-        error += d * d;
-    }
-    return TQ_MUL(TQ_MUL(scale, scale), (float) error);
+// Squared, of v in the low half and of -v in the high half.
+TQ_CONST_FN unsigned tq_dev_distance(int bits, const signed char * book, int v) {
+    const int up = v - book[tq_dev_nearest(bits, book, 1, v)], down = v + book[tq_dev_nearest(bits, book, 1, -v)];
+    return (unsigned) (up * up) | (unsigned) (down * down) << 16;
 }
 
-TQ_FN tq_dev_choice tq_dev_candidate(tq_dev_spec s, const float * x, float amax, int lane, const signed char * level) {
-    tq_dev_choice c = {0, lane, 3.0e38f}; // dearer than any price
-    const int k = lane >> 1 & 7;
-    if (k < s.count) {
-        const int code = ((int) TQ_BITS(TQ_MUL(amax, s.start)) >> 20) - TQ_CODE_BIAS + k;
-        c.code = code < TQ_CODE_MIN ? TQ_CODE_MIN : code > TQ_CODE_MAX ? TQ_CODE_MAX : code;
-        c.price = tq_dev_price(x, c.code, lane & 1, level);
-    }
-    return c;
+// How many distances may be added before a half overflows: 160, 184 and 220 are as far as 4.2 reaches.
+TQ_CONST_FN int tq_dev_run(int bits) {
+    return bits == 4 ? 16 : bits == 3 ? 4 : 2;
 }
 
-TQ_FN int tq_dev_is_better(tq_dev_choice a, tq_dev_choice b) {
-    return a.price < b.price || (a.price == b.price && a.order < b.order);
+TQ_FN int tq_dev_first_code(tq_dev_spec s, float amax) {
+    return ((int) TQ_BITS(TQ_MUL(amax, s.start)) >> 20) - TQ_CODE_BIAS;
 }
 
-// FORMAT.md 4.3 for the two winners under one codebook: the exponent; a winner that it cannot reach is replaced.
-TQ_FN int tq_dev_settle(const float * x, tq_dev_choice pair[2], const signed char * level) {
-    const int top = pair[0].code > pair[1].code ? pair[0].code : pair[1].code;
-    const int e = (top >> 3) - 1 < 1 ? 1 : (top >> 3) - 1;
-    for (int k = 0; k < 2; k++) {
-        if (pair[k].code < 8 * e) {
-            const float positive = tq_dev_price(x + TQ_SUB_BLOCK * k, 8 * e, 0, level);
-            const float negative = tq_dev_price(x + TQ_SUB_BLOCK * k, 8 * e, 1, level);
-            pair[k].code = 8 * e;
-            pair[k].order = negative < positive;
-            pair[k].price = negative < positive ? negative : positive;
+TQ_FN int tq_dev_limit_code(int code) {
+    return code < TQ_CODE_MIN ? TQ_CODE_MIN : code > TQ_CODE_MAX ? TQ_CODE_MAX : code;
+}
+
+// FORMAT.md 4.2 for one code; `distances` of integers v at v + 256.
+TQ_FN tq_dev_prices tq_dev_price(int bits, const float * x, int code, const tq_dev_distances * distances) {
+    const float scale = tq_dev_scale_of(code), inverse = tq_dev_inverse_scale(code), square = TQ_MUL(scale, scale);
+    unsigned error[2][2] = {{0, 0}, {0, 0}};
+    for (int i = 0; i < TQ_SUB_BLOCK; i += tq_dev_run(bits)) {
+        unsigned sum[2] = {0, 0};
+        for (int j = i; j < i + tq_dev_run(bits); j++) {
+            const tq_dev_distances d = distances[TQ_RINT(TQ_MUL(x[j], inverse)) + TQ_DISTANCES / 2];
+            sum[0] += d.book[0];
+            sum[1] += d.book[1];
+        }
+        for (int b = 0; b < 2; b++) {
+            error[b][0] += sum[b] & 0xFFFF;
+            error[b][1] += sum[b] >> 16;
         }
     }
-    return e;
+    tq_dev_prices p;
+    for (int b = 0; b < 2; b++) {
+        const float positive = TQ_MUL(square, (float) error[b][0]), negative = TQ_MUL(square, (float) error[b][1]);
+        p.negative[b] = negative < positive;
+        p.price[b] = negative < positive ? negative : positive;
+    }
+    return p;
 }
 
-TQ_FN unsigned tq_dev_word(int e, int book, const tq_dev_choice pair[2]) {
-    unsigned word = (unsigned) (e << 10 | book << 15);
-    for (int k = 0; k < 2; k++) {
-        word |= ((unsigned) (pair[k].code - 8 * e) | (unsigned) (pair[k].order & 1) << 4) << 5 * k;
-    }
-    return word;
+// FORMAT.md 4.3: the exponent of two codes.
+TQ_FN int tq_dev_exponent(int code0, int code1) {
+    const int top = code0 > code1 ? code0 : code1;
+    return (top >> 3) - 1 < 1 ? 1 : (top >> 3) - 1;
+}
+
+// What the scale word says of one scale.
+TQ_FN unsigned tq_dev_field(int code, int negative, int e) {
+    return (unsigned) (code - 8 * e) | (unsigned) negative << 4;
+}
+
+TQ_FN unsigned tq_dev_word(int e, int book, unsigned field0, unsigned field1) {
+    return (unsigned) (e << 10 | book << 15) | field0 | field1 << 5;
 }
 
 // FORMAT.md 4.4 for a value.
-TQ_FN int tq_dev_assign(int bits, float x, tq_dev_choice c, const signed char * book) {
-    const int t = TQ_RINT(TQ_MUL(x, TQ_MUL((float) TQ_FINE, tq_dev_inverse_scale(c.code))));
-    return tq_dev_nearest(bits, book, TQ_FINE, c.order & 1 ? -t : t);
-}
-
-// Byte j after the scale word, from the bits of all indices: bit v of plane b is bit b of index v.
-TQ_FN unsigned char tq_dev_pack(int bits, const unsigned plane[4], int j) {
-    unsigned byte = 0;
-    if (bits == 4) {
-        for (int b = 0; b < 4; b++) {
-            byte |= (plane[b] >> j & 1) << b | (plane[b] >> (j + 16) & 1) << (b + 4);
-        }
-    } else if (j < 8) {
-        for (int k = 0; k < 4; k++) {
-            byte |= (plane[0] >> (j + 8 * k) & 1) << 2 * k | (plane[1] >> (j + 8 * k) & 1) << (2 * k + 1);
-        }
-    } else {
-        for (int k = 0; k < 8; k++) {
-            byte |= (plane[2] >> (j - 8 + 4 * k) & 1) << k;
-        }
-    }
-    return (unsigned char) byte;
+TQ_FN unsigned tq_dev_assign(int bits, float x, int code, int negative, const signed char * book) {
+    const int t = TQ_RINT(TQ_MUL(x, TQ_MUL((float) TQ_FINE, tq_dev_inverse_scale(code))));
+    return (unsigned) tq_dev_nearest(bits, book, TQ_FINE, negative ? -t : t);
 }
 
 // --- look-ups of the attention kernels ---
@@ -242,7 +252,7 @@ TQ_FN int tq_dev_place(int planes, int h, int r, int b) {
 
 // Eight indices of a tq4_0 word: two look-ups in half a codebook each, then bit 3 of each index picks.
 TQ_FN void tq_dev_levels_4(const unsigned book[4], unsigned w, unsigned out[2]) {
-    const unsigned low = w & 0x77777777u, pick = (w >> 1 & 0x44444444u) | 0x32103210u;
+    const unsigned low = w & 0x77777777u, pick = TQ_AND_OR(w >> 1, 0x44444444u, 0x32103210u);
     out[0] = TQ_PRMT(TQ_PRMT(book[0], book[1], low), TQ_PRMT(book[2], book[3], low), pick);
     out[1] = TQ_PRMT(TQ_PRMT(book[0], book[1], low >> 16), TQ_PRMT(book[2], book[3], low >> 16), pick >> 16);
 }

@@ -69,12 +69,29 @@ def decode(type: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     blocks = rows.reshape(-1, reference.TYPES[type].block_bytes)
     words = np.ascontiguousarray(blocks[:, :2]).view(np.uint16)[:, 0]
     scale = np.abs(_codec.decode_scale_words(words)[0].astype(np.float64)).reshape(*x.shape[:-1], -1)
-    error = np.where(scale < 2.0**-17, 16 * (128 + 1) * 2.0**-25, 0)
+    error = np.where(scale < 2.0**-17, 16 * (128 + 1) * 2.0**-24, 0)
     return x, np.repeat(error, 16, axis=-1)
 
 
-def solve(problem: Problem, centred: Centring | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The answer [stream, token, head, value], and a bound of the error of a kernel.
+def hadamard(n: int) -> np.ndarray:
+    """The orthonormal Walsh-Hadamard matrix."""
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(n)
+
+
+def rotate(x: np.ndarray, n: int, matrix: np.ndarray | None = None) -> np.ndarray:
+    """Runs of n values times the matrix; n = 0 leaves them as they are."""
+    matrix = hadamard(n) if n and matrix is None else matrix
+    return (x.reshape(*x.shape[:-1], -1, n) @ matrix).reshape(x.shape) if n else x
+
+
+def solve(
+    problem: Problem, centred: Centring | None = None, rotation: tuple[int, int] = (0, 0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """The answer [stream, token, head, value], and a bound of the error of a kernel that rotates queries and
+    answer in runs of so many values.
 
     Queries are rounded to halves, relative to the power of two above their largest value. Weights are rounded
     to halves as well; tensor cores sum in float32, and drop what lies below the last bit of the largest term.
@@ -90,7 +107,10 @@ def solve(problem: Problem, centred: Centring | None = None) -> tuple[np.ndarray
     for s, h in np.ndindex(case.streams, case.heads):
         kv = h // (case.heads // case.kv_heads)
         q, keys, values = problem.q[s, :, h].astype(np.float64), k[s, :, kv], v[s, :, kv]
+        q = rotate(q, rotation[0])
         q_error = np.abs(q) * 2.0**-11 + np.abs(q).max(-1, keepdims=True) * 2.0**-24
+        if rotation[0]:
+            q_error += np.abs(problem.q[s, :, h]).max(-1, keepdims=True) * 2.0**-19
         score = q @ keys.T
         error = q_error @ np.abs(keys).T + (np.abs(q) + q_error) @ k_error[s, :, kv].T
         error += (np.abs(q) @ np.abs(keys).T) * (case.k_dim + 8) * step
@@ -118,14 +138,17 @@ def solve(problem: Problem, centred: Centring | None = None) -> tuple[np.ndarray
         out = p @ values / total
         moved = off @ np.abs(values) + off.sum(-1, keepdims=True) * np.abs(out)
         moved += p @ v_error[s, :, kv] + (case.rows + 64) * step * (p @ np.abs(values))
-        answer[s, :, h] = np.where(blind[:, None], 0, out)
+        answer[s, :, h] = rotate(np.where(blind[:, None], 0, out), rotation[1])
         least = total - off.sum(-1, keepdims=True)
         assert np.all(least > 0), "nothing can be said of so inexact scores"
         bound[s, :, h] = np.where(blind[:, None], 0, moved / least) + 1e-30
+        if rotation[1]:
+            bound[s, :, h] += np.where(blind[:, None], 0, np.abs(out)) * 16 * step
+            bound[s, :, h] = rotate(bound[s, :, h], rotation[1], np.abs(hadamard(rotation[1])))
     return answer, bound
 
 
-def pack(problem: Problem, centred: Centring | None, heads_first: bool) -> bytes:
+def pack(problem: Problem, centred: Centring | None, heads_first: bool, rotation: tuple[int, int]) -> bytes:
     """The input of cuda_driver.cu."""
     case = problem.case
     masks = (0, 0) if problem.mask is None else problem.mask.shape[:2]
@@ -136,7 +159,7 @@ def pack(problem: Problem, centred: Centring | None, heads_first: bool) -> bytes
         numbers += [1, len(centred.turns), centred.n_rot, centred.neox]
     else:
         numbers += [0] * 4
-    numbers += [heads_first, 0, 0, 0, 0]
+    numbers += [heads_first, *rotation, 0, 0]
     header = struct.pack("24q3f4x", *map(int, numbers), problem.scale, case.max_bias, case.softcap)
     k, v = (x if heads_first else np.ascontiguousarray(x.swapaxes(1, 2)) for x in (problem.k, problem.v))
     arrays = [problem.q, k, v, problem.mask, problem.sinks]
@@ -146,10 +169,14 @@ def pack(problem: Problem, centred: Centring | None, heads_first: bool) -> bytes
 
 
 def run(
-    command: list[str], problem: Problem, centred: Centring | None = None, heads_first: bool = True
+    command: list[str],
+    problem: Problem,
+    centred: Centring | None = None,
+    heads_first: bool = True,
+    rotation: tuple[int, int] = (0, 0),
 ) -> np.ndarray:
     result = subprocess.run(
-        [*command, "attention"], input=pack(problem, centred, heads_first), capture_output=True
+        [*command, "attention"], input=pack(problem, centred, heads_first, rotation), capture_output=True
     )
     assert result.returncode == 0, f"{problem.case}: {result.returncode}, {result.stderr.decode()}"
     return np.frombuffer(result.stdout, np.float32).reshape(*problem.q.shape[:-1], problem.case.v_dim)
@@ -195,5 +222,23 @@ CENTRED = [
         ("tq4_0", 40, 700, 128, "random", 128, True),
         ("tq4_0", 70, 200, 256, "odd", 256, False),
         ("tq4_0", 70, 200, 64, "chunks", 64, True),
+    )
+]
+ROTATED = [
+    (Case(k=k, v=v, tokens=tokens, rows=rows, heads=8, kv_heads=2, k_dim=dim, v_dim=dim), (k_run, v_run))
+    for k, v, tokens, rows, dim, k_run, v_run in (
+        ("tq4_0", "tq4_0", 1, 100, 128, 128, 64),
+        ("tq3_0", "tq3_0", 1, 400, 128, 128, 64),
+        ("tq4_0", "tq2_1", 2, 1500, 128, 128, 64),
+        ("tq4_0", "tq4_0", 1, 40, 96, 32, 32),
+        ("tq4_0", "tq4_0", 3, 900, 96, 32, 32),
+        ("tq3_0", "tq4_0", 2, 300, 64, 64, 64),
+        ("tq4_0", "q8_0", 2, 300, 256, 256, 64),
+        ("tq4_0", "tq3_0", 4, 1300, 192, 64, 64),
+        ("q8_0", "tq4_0", 1, 300, 128, 0, 64),
+        ("tq4_0", "tq4_0", 70, 300, 128, 128, 64),
+        ("tq4_0", "tq4_0", 40, 2300, 96, 32, 32),
+        ("tq3_0", "tq2_1", 70, 300, 64, 64, 64),
+        ("tq4_0", "tq4_0", 70, 200, 256, 256, 64),
     )
 ]

@@ -78,7 +78,8 @@ static int convert(bool encode, int type) {
     const int64_t row = bytes_of(type);
     const tq_rows_view blocks = {encode ? out : in, {32, n, 1, 1}, {row, row, row * n, row * n}};
     if (encode) {
-        tq_cuda_encode(type, values, false, {}, blocks, nullptr);
+        const tq_rows_store store = {type, 0, false, values, {}, blocks};
+        tq_cuda_encode(&store, 1, nullptr);
     } else {
         tq_cuda_decode(type, blocks, {}, values, false, nullptr);
     }
@@ -94,7 +95,8 @@ struct header {
     int64_t mask_streams, mask_heads, sinks;
     int64_t centred, turns, n_rot, neox;
     int64_t heads_first; // the cache: rows of all heads of a token are neighbours
-    int64_t unused[4];
+    int64_t k_rotation, v_rotation;
+    int64_t unused[2];
     float scale, max_bias, softcap, unused_float;
 };
 
@@ -137,7 +139,8 @@ static int attention(int repeat) {
     a.q_plain = upload(plain);
     a.qp_token_stride = a.q_token_stride, a.qp_head_stride = a.q_head_stride, a.qp_stream_stride = a.q_stream_stride;
     a.mean = (const float *) upload(mean), a.turns = (const float *) upload(turns), a.ids = (const int *) upload(ids);
-    a.n_rot = (int) h.n_rot, a.neox = h.neox != 0;
+    a.chunks = (int) h.turns, a.n_rot = (int) h.n_rot, a.neox = h.neox != 0;
+    a.k_rotation = (int) h.k_rotation, a.v_rotation = (int) h.v_rotation;
     std::vector<char> result(queries * h.v_dim * 4, (char) 0xFF); // NaN where nothing is written
     a.out = (float *) upload(result);
 

@@ -1,7 +1,8 @@
-// csrc/tq_device.h on the host: plays the lanes of a GPU one after the other. Rows of blocks on standard input.
+// csrc/tq_device.h on the host: does what the lanes of a GPU share. Rows of blocks on standard input.
 //   quantize TYPE     float32 in, blocks out
 //   dequantize TYPE   blocks in, float32 out
 //   levels TYPE       blocks in, int8 levels out, by the look-ups of the attention kernels
+//   reach TYPE        exit status 1 if the sums of the encoder could overflow
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,52 +21,93 @@ static const struct type {
 #undef TQ_TYPE
 };
 
+// Byte j after the scale word.
+static unsigned char pack(int bits, const unsigned index[TQ_BLOCK], int j) {
+    unsigned byte = 0;
+    if (bits == 4) {
+        return (unsigned char) (index[j] | index[j + 16] << 4);
+    }
+    for (int k = 0; k < 4 && j < 8; k++) {
+        byte |= (index[j + 8 * k] & 3) << 2 * k;
+    }
+    for (int k = 0; k < 8 && j >= 8; k++) {
+        byte |= index[j - 8 + 4 * k] >> 2 << k;
+    }
+    return (unsigned char) byte;
+}
+
 static void quantize(const struct type * t, const float * input, unsigned char * block) {
-    const tq_dev_spec s = t->spec;
-    signed char level[2][256];
-    for (int c = 0; c < 2; c++) {
-        const signed char * book = t->books + (c << s.bits);
-        for (int v = -128; v < 128; v++) {
-            level[c][v + 128] = book[tq_dev_nearest(s.bits, book, 1, v)];
+    const int bits = t->spec.bits;
+    const signed char * books[2] = {t->books, t->books + (1 << bits)};
+    tq_dev_distances distances[TQ_DISTANCES];
+    for (int v = 0; v < TQ_DISTANCES; v++) {
+        for (int b = 0; b < 2; b++) {
+            distances[v].book[b] = tq_dev_distance(bits, books[b], v - TQ_DISTANCES / 2);
         }
     }
     float x[TQ_BLOCK], amax[2] = {0, 0};
-    for (int lane = 0; lane < TQ_LANES; lane++) {
-        x[lane] = tq_dev_clean(input[lane]);
-        amax[lane >> 4] = fmaxf(amax[lane >> 4], fabsf(x[lane]));
+    for (int i = 0; i < TQ_BLOCK; i++) {
+        x[i] = tq_dev_clean(input[i]);
+        amax[i >> 4] = fmaxf(amax[i >> 4], fabsf(x[i]));
     }
     memset(block, 0, (size_t) t->bytes);
     if (amax[0] < TQ_MAGNITUDE_MIN && amax[1] < TQ_MAGNITUDE_MIN) {
         return;
     }
-    tq_dev_choice best[2][2];
-    int e[2];
-    float total[2];
-    for (int c = 0; c < 2; c++) {
-        for (int k = 0; k < 2; k++) {
-            best[c][k] = tq_dev_candidate(s, x + TQ_SUB_BLOCK * k, amax[k], 16 * c, level[c]);
-            for (int lane = 16 * c + 1; lane < 16 * c + 16; lane++) {
-                const tq_dev_choice other = tq_dev_candidate(s, x + TQ_SUB_BLOCK * k, amax[k], lane, level[c]);
-                best[c][k] = tq_dev_is_better(other, best[c][k]) ? other : best[c][k];
+    int code[2][2], negative[2][2], e[2]; // [codebook][sub-block]
+    float price[2][2], total[2];
+    for (int k = 0; k < 2; k++) {
+        const int first = tq_dev_first_code(t->spec, amax[k]);
+        for (int i = 0; i < t->spec.count; i++) {
+            const int u = tq_dev_limit_code(first + i);
+            const tq_dev_prices p = tq_dev_price(bits, x + TQ_SUB_BLOCK * k, u, distances);
+            for (int b = 0; b < 2; b++) {
+                if (i == 0 || p.price[b] < price[b][k]) {
+                    code[b][k] = u;
+                    negative[b][k] = p.negative[b];
+                    price[b][k] = p.price[b];
+                }
             }
         }
-        e[c] = tq_dev_settle(x, best[c], level[c]);
-        total[c] = best[c][0].price + best[c][1].price;
     }
-    const int c = total[1] < total[0];
-    const unsigned word = tq_dev_word(e[c], c, best[c]);
-    unsigned plane[4] = {0};
-    for (int lane = 0; lane < TQ_LANES; lane++) {
-        const int index = tq_dev_assign(s.bits, x[lane], best[c][lane >> 4], t->books + (c << s.bits));
-        for (int b = 0; b < 4; b++) {
-            plane[b] |= (unsigned) (index >> b & 1) << lane;
+    for (int b = 0; b < 2; b++) {
+        e[b] = tq_dev_exponent(code[b][0], code[b][1]);
+        for (int k = 0; k < 2; k++) {
+            if (code[b][k] < 8 * e[b]) {
+                const tq_dev_prices p = tq_dev_price(bits, x + TQ_SUB_BLOCK * k, 8 * e[b], distances);
+                code[b][k] = 8 * e[b];
+                negative[b][k] = p.negative[b];
+                price[b][k] = p.price[b];
+            }
         }
+        total[b] = price[b][0] + price[b][1];
+    }
+    const int b = total[1] < total[0];
+    const unsigned word = tq_dev_word(e[b], b, tq_dev_field(code[b][0], negative[b][0], e[b]),
+                                      tq_dev_field(code[b][1], negative[b][1], e[b]));
+    unsigned index[TQ_BLOCK];
+    for (int i = 0; i < TQ_BLOCK; i++) {
+        index[i] = tq_dev_assign(bits, x[i], code[b][i >> 4], negative[b][i >> 4], books[b]);
     }
     block[0] = (unsigned char) word;
     block[1] = (unsigned char) (word >> 8);
     for (int j = 0; j < t->bytes - 2; j++) {
-        block[2 + j] = tq_dev_pack(s.bits, plane, j);
+        block[2 + j] = pack(bits, index, j);
     }
+}
+
+// How far over the half of a word the sums of distances could run: never, for what 4.2 can ask for.
+static int overflows(const struct type * t) {
+    const int bits = t->spec.bits, reach = (int) (9.0f / 8 / t->spec.start + 0.5f);
+    unsigned most = 0;
+    for (int v = -reach; v <= reach; v++) {
+        for (int b = 0; b < 2; b++) {
+            const unsigned d = tq_dev_distance(bits, t->books + (b << bits), v);
+            most = (d & 0xFFFF) > most ? d & 0xFFFF : most;
+            most = d >> 16 > most ? d >> 16 : most;
+        }
+    }
+    return reach >= TQ_DISTANCES / 2 || most * (unsigned) tq_dev_run(bits) > 0xFFFF;
 }
 
 static unsigned load(const unsigned char * p) {
@@ -106,6 +148,9 @@ int main(int argc, char ** argv) {
     }
     if (argc != 3 || t == types + sizeof(types) / sizeof(types[0])) {
         return 2;
+    }
+    if (strcmp(argv[1], "reach") == 0) {
+        return overflows(t);
     }
     unsigned char block[32];
     float x[TQ_BLOCK];

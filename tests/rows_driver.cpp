@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "cuda/rows.h"
+#include "rows.h"
 #include "tq.h"
 
 static std::mt19937 random_bits(1);
@@ -88,7 +88,8 @@ int main() {
                     }
                 }
             }
-            tq_cuda_encode(type, numbers.view, is_half, ids, cache.view, nullptr);
+            const tq_rows_store store = {type, 0, is_half, numbers.view, ids, cache.view};
+            tq_cuda_encode(&store, 1, nullptr);
             check(cache.bytes == expected.bytes, "encode", type, trial);
 
             // blocks to numbers: GET_ROWS and CPY, the latter to another shape

@@ -69,3 +69,11 @@ def test_attention_over_centred_keys(
     answer, bound = cuda_checks.solve(problem, centred)
     result = cuda_checks.run(driver, problem, centred)
     cuda_checks.attention_checks.assert_within(result, answer, bound)
+
+
+@pytest.mark.parametrize(("case", "rotation"), cuda_checks.ROTATED, ids=str)
+def test_attention_that_rotates(driver: list[str], case: cuda_checks.Case, rotation: tuple[int, int]):
+    problem = cuda_checks.attention_checks.make(case)
+    answer, bound = cuda_checks.solve(problem, rotation=rotation)
+    result = cuda_checks.run(driver, problem, rotation=rotation)
+    cuda_checks.attention_checks.assert_within(result, answer, bound)

@@ -30,14 +30,18 @@ struct tq_cuda_attn {
     const float * sinks; // [heads], or null
     float scale, max_bias, softcap;
     float * out; // [streams, tokens, heads, v.dim]
+    // Queries are rotated first, and results rotated back, in runs of so many values: a power of two from 32 to 256 (of
+    // values: 64) that divides the head, or 0 where the caller does it.
+    int k_rotation, v_rotation;
 
     // Centred keys; q_plain is null where there are none. A score gains G . turns[ids[row]], where G pairs the query
     // before the Hadamard rotation with the mean of its KV head as RoPE pairs them.
     const char * q_plain; // f32, as q
     int64_t qp_token_stride, qp_head_stride, qp_stream_stride;
     const float * mean;  // [kv_heads, k.dim]
-    const float * turns; // [.., k.dim], row 0 is zero
-    const int * ids;     // [kv_streams, kv_rows]
+    const float * turns; // [chunks, k.dim], row 0 is zero
+    int chunks;
+    const int * ids; // [kv_streams, kv_rows]
     int n_rot;
     bool neox; // RoPE pairs (i, i + n_rot / 2), otherwise (2i, 2i + 1)
 };

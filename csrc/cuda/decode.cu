@@ -24,6 +24,7 @@
 
 #include <cmath>
 
+#include "rotate.cuh"
 #include "split.h"
 #include "unpack.cuh"
 
@@ -41,9 +42,10 @@ struct arguments {
     tq_cuda_attn a;
     staging k, v;
     int group, columns, column_tiles, splits, tiles, warps;
-    int stage_bytes, v_offset, mask_offset; // of a stage of a warp
-    float * partial;                        // [stream, token, head, split, v.dim], where there are several splits
-    float2 * partial_state;                 // maximum and sum of each of its rows
+    int stage_bytes, v_offset, mask_offset, ids_offset; // of a stage of a warp
+    int q_offset, g_offset, window_offset;              // of what follows the stages
+    float * partial;        // [stream, token, head, split, v.dim], where there are several splits
+    float2 * partial_state; // maximum and sum of each of its rows
 };
 
 template <int D, int NT> struct work {
@@ -54,56 +56,61 @@ template <int D, int NT> struct work {
     float s[2][NT][4];
 };
 
-template <int type, int D, int NT>
-__device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, int blocks, int lane) {
+// Calls use(i, x0, x1) for every step i of 16 values: pairs of values of rows 16 m + g and g + 8, as the mma of a lane
+// wants them.
+template <int type, int units, class Use>
+__device__ __forceinline__ void unpack(place rows, int stride, int blocks, int m, int lane, const Use & use) {
     using F = format<type>;
     const int g = lane >> 2, t = lane & 3;
     const books b = F::load_books();
+#pragma unroll
+    for (int u = 0; u < units; u++) {
+        // past the end the query is zero, and nobody reads the sums of values
+        const int offset = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
+        const unsigned odd = offset & 2; // rows begin at multiples of four
+        const place block0 = rows + (16 * m + g) * stride + (offset - odd), block1 = block0 + 8 * stride;
+        half_block r0[2], r1[2];
+        if constexpr (type != TQ_CUDA_F16) {
+            load_both<type>(block0, odd, b, r0);
+            load_both<type>(block1, odd, b, r1);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            half2 x0[8], x1[8];
+            if constexpr (type == TQ_CUDA_F16) {
+                values_of_f16(block0, h, x0);
+                values_of_f16(block1, h, x1);
+            } else {
+                values_of<type>(r0[h], x0);
+                values_of<type>(r1[h], x1);
+            }
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                use(8 * u + 4 * h + r, x0 + 2 * r, x1 + 2 * r);
+            }
+        }
+    }
+}
+
+template <int type, int D, int NT>
+__device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, int blocks, int lane) {
 #pragma unroll 1 // half the code: what the warps of a multiprocessor run at once has to fit its instruction cache
     for (int m = 0; m < 2; m++) {
-        float s[NT][4];
+        float s[2][NT][4] = {}; // two sums, so that a product need not wait for the one before
+        unpack<type, work<D, NT>::key_blocks>(
+            rows, stride, blocks, m, lane, [&](int i, const half2 * x0, const half2 * x1) {
+                const unsigned a[4] = {as_word(x0[0]), as_word(x1[0]), as_word(x0[1]), as_word(x1[1])};
 #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
-        }
-#pragma unroll
-        for (int u = 0; u < w.key_blocks; u++) {
-            // past the end the query is zero
-            const int offset = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
-            const unsigned odd = offset & 2; // rows begin at multiples of four
-            const place block0 = rows + (16 * m + g) * stride + (offset - odd), block1 = block0 + 8 * stride;
-            half_block r0[2], r1[2];
-            if constexpr (type != TQ_CUDA_F16) {
-                load_both<type>(block0, odd, b, r0);
-                load_both<type>(block1, odd, b, r1);
-            }
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                half2 x0[8], x1[8];
-                if constexpr (type == TQ_CUDA_F16) {
-                    values_of_f16(block0, h, x0);
-                    values_of_f16(block1, h, x1);
-                } else {
-                    values_of<type>(r0[h], x0);
-                    values_of<type>(r1[h], x1);
+                for (int n = 0; n < NT; n++) {
+                    mma(s[i & 1][n], a, w.q[n][i]);
                 }
-#pragma unroll
-                for (int r = 0; r < 4; r++) {
-                    const unsigned a[4] = {as_word(x0[2 * r]), as_word(x1[2 * r]), as_word(x0[2 * r + 1]),
-                                           as_word(x1[2 * r + 1])};
-#pragma unroll
-                    for (int n = 0; n < NT; n++) {
-                        mma(s[n], a, w.q[n][8 * u + 4 * h + r]);
-                    }
-                }
-            }
-        }
+            });
 #pragma unroll
         for (int n = 0; n < NT; n++) {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 w.s[0][n][j] = w.s[1][n][j];
-                w.s[1][n][j] = s[n][j];
+                w.s[1][n][j] = s[0][n][j] + s[1][n][j];
             }
         }
     }
@@ -112,43 +119,17 @@ __device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, 
 template <int type, int D, int NT>
 __device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2], place rows, int stride, int blocks,
                                        int lane) {
-    using F = format<type>;
-    const int g = lane >> 2, t = lane & 3;
-    const books b = F::load_books();
 #pragma unroll 1
     for (int m = 0; m < 2; m++) {
+        unpack<type, work<D, NT>::value_blocks>(
+            rows, stride, blocks, m, lane, [&](int i, const half2 * x0, const half2 * x1) {
+                const unsigned a[4] = {transpose(as_word(x0[0])), transpose(as_word(x0[1])), transpose(as_word(x1[0])),
+                                       transpose(as_word(x1[1]))};
 #pragma unroll
-        for (int u = 0; u < w.value_blocks; u++) {
-            // past the end nobody reads the sums
-            const int offset = (t + 4 * u < blocks ? t + 4 * u : 0) * F::block_bytes;
-            const unsigned odd = offset & 2; // rows begin at multiples of four
-            const place block0 = rows + (16 * m + g) * stride + (offset - odd), block1 = block0 + 8 * stride;
-            half_block r0[2], r1[2];
-            if constexpr (type != TQ_CUDA_F16) {
-                load_both<type>(block0, odd, b, r0);
-                load_both<type>(block1, odd, b, r1);
-            }
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                half2 x0[8], x1[8];
-                if constexpr (type == TQ_CUDA_F16) {
-                    values_of_f16(block0, h, x0);
-                    values_of_f16(block1, h, x1);
-                } else {
-                    values_of<type>(r0[h], x0);
-                    values_of<type>(r1[h], x1);
+                for (int n = 0; n < NT; n++) {
+                    mma(w.o[n][i], a, p[0][n]);
                 }
-#pragma unroll
-                for (int r = 0; r < 4; r++) {
-                    const unsigned a[4] = {transpose(as_word(x0[2 * r])), transpose(as_word(x0[2 * r + 1])),
-                                           transpose(as_word(x1[2 * r])), transpose(as_word(x1[2 * r + 1]))};
-#pragma unroll
-                    for (int n = 0; n < NT; n++) {
-                        mma(w.o[n][8 * u + 4 * h + r], a, p[0][n]);
-                    }
-                }
-            }
-        }
+            });
 #pragma unroll
         for (int n = 0; n < NT; n++) {
             p[0][n][0] = p[1][n][0];
@@ -157,34 +138,45 @@ __device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2],
     }
 }
 
-// The offset that centred keys with this id add to the scores of column g (and 8 more), before the scale; to all lanes
-// of a column. G is in shared memory, a row of `stride` floats for each column.
+constexpr int window = 16; // chunks whose offsets a warp has at hand
+
+// The offsets of `window` chunks from `first` on for all columns, [chunk][column], by mma: turns times G, each in two
+// halves. G lies in shared memory as mma wants it, a word for every lane: high parts, then low ones.
 template <int NT>
-__device__ __forceinline__ void centre(float (&offset)[NT], const float * G, int stride, const float * turns, int id,
-                                       int dim, int lane) {
-    const int g = lane >> 2, t = lane & 3, quarter = dim / 4;
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-        offset[n] = 0.0f;
+static __device__ void offsets_of_chunks(float * offsets, const unsigned * G, const float4 * constants,
+                                         const tq_cuda_attn & a, int first, int lane) {
+    const int g = lane >> 2, t = lane & 3, steps = a.k.dim / 16;
+    float sum[NT][4] = {};
+    const float * row[2];
+    for (int i = 0; i < 2; i++) {
+        row[i] = a.turns + (int64_t) min(first + g + 8 * i, a.chunks - 1) * a.k.dim + 2 * t;
     }
-    if (id != 0) {
-        const float * row = turns + (int64_t) id * dim + t * quarter;
-        const float * column = G + g * stride + t * quarter;
-#pragma unroll 2
-        for (int i = 0; i < quarter; i += 4) {
-            const float4 y = *reinterpret_cast<const float4 *>(row + i);
+#pragma unroll 4 // several loads at a time: they take long
+    for (int step = 0; step < steps; step++) {
+        unsigned high[4], low[4];
 #pragma unroll
-            for (int n = 0; n < NT; n++) {
-                const float4 x = *reinterpret_cast<const float4 *>(column + 8 * n * stride + i);
-                offset[n] += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
-            }
+        for (int i = 0; i < 4; i++) {
+            split_float2(*reinterpret_cast<const float2 *>(row[i & 1] + 16 * step + 8 * (i >> 1)), high[i], low[i]);
         }
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            offset[n] += __shfl_xor_sync(all, offset[n], 1);
-            offset[n] += __shfl_xor_sync(all, offset[n], 2);
+            const unsigned *high_of = G + ((n * steps + step) * 2) * 32 + lane, *low_of = high_of + NT * steps * 64;
+            const unsigned g_high[2] = {high_of[0], high_of[32]}, g_low[2] = {low_of[0], low_of[32]};
+            mma(sum[n], high, g_high);
+            mma(sum[n], low, g_high);
+            mma(sum[n], high, g_low);
         }
     }
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int column = 8 * n + 2 * t + (j & 1);
+            offsets[(g + 8 * (j >> 1)) * 8 * NT + column] = sum[n][j] * constants[column].w;
+        }
+    }
+    __syncwarp();
 }
 
 // Centred keys have instances of their own: their offsets take registers that the others would spill.
@@ -198,10 +190,11 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     const int first_column = blockIdx.y % p.column_tiles * W::columns;
     const int kv_stream = stream / (a.streams / a.kv_streams);
     char * const mine = shared + warp * stages * p.stage_bytes;
-    float4 * const constants = // of the columns, for each warp: factor of a product, slope, place of the mask, offset
-        reinterpret_cast<float4 *>(shared + warps * stages * p.stage_bytes) + warp * W::columns;
-    float * const G = reinterpret_cast<float *>(shared + warps * (stages * p.stage_bytes + W::columns * 16));
-    const int G_stride = a.k.dim + 4;
+    float4 * const constants = // of the columns: factor of a product, slope, place of the mask, factor of an offset
+        reinterpret_cast<float4 *>(shared + warps * stages * p.stage_bytes);
+    half * const queries = reinterpret_cast<half *>(shared + p.q_offset); // as the mma of a lane wants them
+    half * const G = reinterpret_cast<half *>(shared + p.g_offset);
+    float * const offsets = reinterpret_cast<float *>(shared + p.window_offset) + warp * window * W::columns;
 
     const auto token_of = [&](int column) { return min(first_column + column, p.columns - 1) / p.group; };
     const auto head_of = [&](int column) {
@@ -221,70 +214,87 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     const int first_token = token_of(0), key_blocks = a.k.dim / TQ_BLOCK, value_blocks = a.v.dim / TQ_BLOCK;
     const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
 
-    // The queries, each as halves of at most 2 in magnitude, and the power of two that was taken out. Of a column a
-    // lane keeps what it multiplies with its blocks; the constants of columns wait in shared memory.
+    // The queries of the block, each as halves of at most 2 in magnitude, and the power of two that was taken out.
     const auto prepare = [&]() {
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            const int column = g + 8 * n;
-            const char * q = a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride +
-                             stream * a.q_stream_stride;
+        for (int column = warp; column < W::columns; column += warps) {
             const bool is_there = first_column + column < p.columns;
-            float x[W::key_blocks][TQ_BLOCK], top = 0.0f;
+            const char * at = a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride +
+                              stream * a.q_stream_stride;
+            float x[D / 32], top = 0.0f, down, up;
 #pragma unroll
-            for (int u = 0; u < W::key_blocks; u++) {
+            for (int b = 0; b < D / 32; b++) {
+                x[b] = is_there && b < key_blocks ? reinterpret_cast<const float *>(at)[TQ_BLOCK * b + lane] : 0.0f;
+            }
+            float pairs[D / 32]; // of centred keys: read at the same time
+            if (centred) {
+                const float * plain =
+                    reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
+                                                    head_of(column) * a.qp_head_stride + stream * a.qp_stream_stride);
 #pragma unroll
-                for (int i = 0; i < TQ_BLOCK; i++) {
-                    x[u][i] = is_there && t + 4 * u < key_blocks
-                                  ? reinterpret_cast<const float *>(q)[TQ_BLOCK * (t + 4 * u) + i]
-                                  : 0.0f;
-                    top = fmaxf(top, fabsf(x[u][i]));
+                for (int b = 0; b < D / 32; b++) {
+                    pairs[b] = is_there && b < key_blocks
+                                   ? paired(plain, a.mean + kv_head * a.k.dim, TQ_BLOCK * b + lane, a.n_rot, a.neox)
+                                   : 0.0f;
                 }
             }
-            top = fmaxf(top, __shfl_xor_sync(all, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(all, top, 2));
-            const unsigned exponent = max(min(__float_as_uint(top) >> 23, 253u), 1u);
-            const float down = __uint_as_float((254 - exponent) << 23), up = __uint_as_float(exponent << 23);
+            rotate(x, a.k_rotation, lane);
 #pragma unroll
-            for (int u = 0; u < W::key_blocks; u++) {
+            for (int b = 0; b < D / 32; b++) {
+                top = fmaxf(top, fabsf(x[b]));
+            }
+            powers(largest(top), down, up);
+            const int position = position_of(planes, lane);
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
+            for (int b = 0; b < D / 32; b++) {
+                const int word = (column / 8 * W::key_blocks + b / 4) * 16 + position / 2;
+                queries[(word * 32 + column % 8 * 4 + b % 4) * 2 + position % 2] = __float2half_rn(x[b] * down);
+            }
+            float offset_factor = 0.0f;
+            if (centred) {
+                top = 0.0f;
 #pragma unroll
-                    for (int j = 0; j < 2; j++) {
-                        const int h = i >> 2, r = i & 3;
-                        const float low =
-                            planes ? x[u][tq_dev_place(1, h, r, 2 * j)] : x[u][tq_dev_place(0, h, r, 2 * j)];
-                        const float high =
-                            planes ? x[u][tq_dev_place(1, h, r, 2 * j + 1)] : x[u][tq_dev_place(0, h, r, 2 * j + 1)];
-                        w.q[n][8 * u + i][j] = as_word(__floats2half2_rn(low * down, high * down));
+                for (int b = 0; b < D / 32; b++) {
+                    top = fmaxf(top, fabsf(pairs[b]));
+                }
+                float g_up;
+                powers(largest(top), down, g_up);
+                offset_factor = g_up * to_score;
+                const int steps = a.k.dim / 16, low = W::columns / 8 * steps * 128; // halves
+#pragma unroll
+                for (int b = 0; b < D / 32; b++) {
+                    if (b < key_blocks) {
+                        const int i = TQ_BLOCK * b + lane;
+                        const int word = (column / 8 * steps + i / 16) * 2 + (i >> 3 & 1);
+                        half * to = G + (word * 32 + column % 8 * 4 + (i >> 1 & 3)) * 2 + (i & 1);
+                        const half high = __float2half_rn(pairs[b] * down);
+                        to[0] = high;
+                        to[low] = __float2half_rn(pairs[b] * down - __half2float(high));
                     }
                 }
             }
-            if (t == 0) {
+            if (lane == 0) {
                 const int mask = (a.mask_heads > 1 ? column : token_of(column) - first_token) * tile;
                 constants[column] = make_float4(up * (k_is_tq ? 16.0f : 1.0f) * to_score, slope_of(column) * log2e,
-                                                __int_as_float(mask), 0.0f);
+                                                __int_as_float(mask), offset_factor);
             }
         }
-        __syncwarp();
-    };
-    if (centred) {
-        for (int i = threadIdx.x; i < W::columns * a.k.dim; i += warps * 32) {
-            const int column = i / a.k.dim, x = i - column * a.k.dim;
-            const float * q =
-                reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
-                                                head_of(column) * a.qp_head_stride + stream * a.qp_stream_stride);
-            const float * mean = a.mean + kv_head * a.k.dim;
-            G[column * G_stride + x] = paired(q, mean, x, a.n_rot, a.neox);
-        }
         __syncthreads();
-    }
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+#pragma unroll
+            for (int i = 0; i < 16 * W::key_blocks; i++) {
+                w.q[n][i >> 1][i & 1] =
+                    reinterpret_cast<const unsigned *>(queries)[(n * W::key_blocks * 16 + i) * 32 + lane];
+            }
+        }
+    };
 
     // --- the tiles of this warp ---
     const int64_t unit = (int64_t) p.splits * warps, rank = (int64_t) split * warps + warp;
     const int last_tile = (int) (p.tiles * (rank + 1) / unit);
     int candidate = (int) (p.tiles * rank / unit);
 
+    wait_for_kernels_before();
     // Read anew for every tile: registers are short, and a spilled one comes back from the second level cache, because
     // copies pass through the first.
     __shared__ struct {
@@ -305,22 +315,24 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     const int masks = a.mask_heads > 1 ? W::columns : token_of(W::columns - 1) - first_token + 1;
     const auto mask_at = [&](int i, int row) {
         if (row >= a.kv_rows) {
-            return (unsigned short) 0xFC00; // minus infinity
+            return 0xFC00u; // minus infinity
         }
         const char * m = at.open;
         if (!m) {
-            return (unsigned short) 0;
+            return 0u;
         }
         if (a.mask_heads > 1) {
             m += (token_of(i) - first_token) * a.mask_token_stride + head_of(i) % a.mask_heads * a.mask_head_stride;
         } else if (i > 0) {
             m += i * a.mask_token_stride;
         }
-        return reinterpret_cast<const unsigned short *>(m)[row];
+        return load_global_short(m + 2 * row);
     };
     // The mask decides which tile is read next, so that of the next candidate is already on its way, and nothing looks
     // at it before its turn.
-    unsigned short ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0;
+    const auto id_at = [&](int row) { return centred && row < a.kv_rows ? at.ids[row] : 0; };
+    unsigned ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0;
+    int id_ahead = candidate < last_tile ? id_at(candidate * tile + lane) : 0;
 
     // Starts to read the next tile that a query sees, and answers its first row, or -1.
     const auto start = [&](int stage) {
@@ -328,20 +340,24 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         float * const mask = reinterpret_cast<float *>(to + p.mask_offset);
         int row = -1;
         while (row < 0 && candidate < last_tile) {
-            const int first = candidate * tile;
-            unsigned short m = ahead;
-            candidate++;
-            ahead = candidate < last_tile ? mask_at(0, candidate * tile + lane) : 0;
-            bool seen = m != 0xFC00;
-            mask[lane] = __half2float(__ushort_as_half(m));
+            const int first = candidate++ * tile;
+            bool seen = ahead != 0xFC00;
+            mask[lane] = __half2float(__ushort_as_half((unsigned short) ahead));
+            if (centred) {
+                reinterpret_cast<int *>(to + p.ids_offset)[lane] = id_ahead;
+            }
 #pragma unroll 1
             for (int i = 1; i < masks; i++) {
-                m = mask_at(i, first + lane);
+                const unsigned m = mask_at(i, first + lane);
                 seen |= m != 0xFC00;
-                mask[i * tile + lane] = __half2float(__ushort_as_half(m));
+                mask[i * tile + lane] = __half2float(__ushort_as_half((unsigned short) m));
             }
             if (__any_sync(all, seen)) {
                 row = first;
+            }
+            if (candidate < last_tile) { // after the last use, so that nothing has to wait for it here
+                ahead = mask_at(0, candidate * tile + lane);
+                id_ahead = id_at(candidate * tile + lane);
             }
         }
         if (row >= 0) {
@@ -354,7 +370,7 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     };
 
     float top[NT][2];
-    int offset_id = 0; // to which the offsets among the constants belong
+    int first_chunk = -1; // of the window
     for (int row = -2, stage = 1, next; row != -1; row = next, stage ^= 1) {
         next = start(stage ^ 1);
         if (row < 0) {
@@ -402,33 +418,27 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
             }
         }
         if (centred) {
-            const int id = row + lane < a.kv_rows ? at.ids[row + lane] : 0;
+            const int id = reinterpret_cast<const int *>(here + p.ids_offset)[lane];
             unsigned todo = all;
-            while (todo) { // chunks are runs of rows: once or twice
-                const int this_id = __shfl_sync(all, id, __ffs(todo) - 1);
-                const unsigned same = __ballot_sync(all, id == this_id);
+            while (todo) { // chunks are runs of rows: almost always once
+                const int first = __shfl_sync(all, id & -window, __ffs(todo) - 1);
+                const unsigned same = __ballot_sync(all, (id & -window) == first);
                 todo &= ~same;
-                if (this_id != offset_id) {
-                    float by_column[NT];
-                    centre(by_column, G, G_stride, a.turns, this_id, a.k.dim, lane);
-                    __syncwarp();
-                    if (t == 0) {
-#pragma unroll
-                        for (int n = 0; n < NT; n++) {
-                            constants[8 * n + g].w = by_column[n] * to_score;
-                        }
-                    }
-                    __syncwarp();
-                    offset_id = this_id;
+                if (first != first_chunk) {
+                    offsets_of_chunks<NT>(offsets, reinterpret_cast<const unsigned *>(G), constants, a, first, lane);
+                    first_chunk = first;
                 }
 #pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    const float offset0 = constants[8 * n + 2 * t].w, offset1 = constants[8 * n + 2 * t + 1].w;
+                for (int i = 0; i < 4; i++) {
+                    const int own = __shfl_sync(all, id, 8 * i + g) & (window - 1);
+                    const bool has = same >> (8 * i + g) & 1;
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const bool has = same >> (8 * i + g) & 1;
-                        w.s[i >> 1][n][(i & 1) * 2] += has ? offset0 : 0.0f;
-                        w.s[i >> 1][n][(i & 1) * 2 + 1] += has ? offset1 : 0.0f;
+                    for (int n = 0; n < NT; n++) {
+#pragma unroll
+                        for (int j = 0; j < 2; j++) {
+                            const float offset = offsets[own * W::columns + 8 * n + 2 * t + j];
+                            w.s[i >> 1][n][(i & 1) * 2 + j] += has ? offset : 0.0f;
+                        }
                     }
                 }
             }
@@ -522,6 +532,7 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
 
     // --- the warps of the block, merged ---
     copy_wait<0>();
+    let_next_kernel_load();
     __syncthreads();
     float * const state = reinterpret_cast<float *>(shared); // [warp][maximum, sum][column]
     float * const sums = state + warps * 2 * W::columns;     // [warp][column][value, one more]
@@ -575,30 +586,38 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
                 p.partial_state[place * p.splits + split] = make_float2(most, total);
             }
         }
-        for (int i = lane; i < a.v.dim; i += 32) {
-            float x = 0.0f;
+        float x[D / 32];
 #pragma unroll
-            for (int k = 0; k < most_warps; k++) {
-                // a warp that saw nothing has zeros
-                x += k < warps ? by[k] * sums[(k * W::columns + column) * sums_stride + i] : 0.0f;
+        for (int b = 0; b < D / 32; b++) {
+            x[b] = 0.0f;
+            if (b < value_blocks) {
+#pragma unroll
+                for (int k = 0; k < most_warps; k++) {
+                    // a warp that saw nothing has zeros
+                    x[b] +=
+                        k < warps ? by[k] * sums[(k * W::columns + column) * sums_stride + TQ_BLOCK * b + lane] : 0.0f;
+                }
             }
-            out[i] = x * scale;
+            x[b] *= scale;
+        }
+        if (p.splits == 1) {
+            rotate(x, a.v_rotation, lane);
+        }
+#pragma unroll
+        for (int b = 0; b < D / 32; b++) {
+            if (b < value_blocks) {
+                out[TQ_BLOCK * b + lane] = x[b];
+            }
         }
     }
 }
 
-template <int D, int NT, bool centred> void launch_as(const arguments & p, size_t shared, cudaStream_t stream) {
+template <int D, int NT> void launch_as(const arguments & p, size_t shared, cudaStream_t stream) {
     const dim3 grid(p.splits, p.a.kv_heads * p.column_tiles, p.a.streams);
-    // set for every launch: it holds for the current device only
-    cudaFuncSetAttribute(decode<D, NT, centred>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) shared);
-    decode<D, NT, centred><<<grid, p.warps * 32, shared, stream>>>(p);
-}
-
-template <int D, int NT> void launch(const arguments & p, size_t shared, cudaStream_t stream) {
     if (p.a.q_plain) {
-        launch_as<D, NT, true>(p, shared, stream);
+        launch<decode<D, NT, true>>(grid, p.warps * 32, shared, stream, p);
     } else {
-        launch_as<D, NT, false>(p, shared, stream);
+        launch<decode<D, NT, false>>(grid, p.warps * 32, shared, stream, p);
     }
 }
 
@@ -622,10 +641,14 @@ static arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, siz
     p.mask_offset = p.v_offset + padded(tile * p.v.stride + 8);
     const int tokens = (columns + p.group - 2) / p.group + 1;
     const int masks = a.mask_heads > 1 || tokens > columns ? columns : tokens;
-    p.stage_bytes = p.mask_offset + masks * tile * (int) sizeof(float);
+    p.ids_offset = p.mask_offset + masks * tile * (int) sizeof(float);
+    p.stage_bytes = p.ids_offset + (a.q_plain ? tile * (int) sizeof(int) : 0);
+    const bool is_large = a.k.dim > 128 || a.v.dim > 128;
     for (p.warps = most_warps;; p.warps /= 2) {
-        const size_t working = (size_t) p.warps * (stages * p.stage_bytes + columns * 16) +
-                               (a.q_plain ? columns * (a.k.dim + 4) * sizeof(float) : 0);
+        p.q_offset = p.warps * stages * p.stage_bytes + columns * 16;
+        p.g_offset = p.q_offset + columns * (is_large ? 512 : 256);
+        p.window_offset = p.g_offset + (a.q_plain ? columns * a.k.dim * 4 : 0);
+        const size_t working = p.window_offset + (a.q_plain ? p.warps * window * columns * sizeof(float) : 0);
         const size_t merging = (size_t) p.warps * columns * (a.v.dim + 3) * sizeof(float);
         shared = working > merging ? working : merging;
         if (shared <= (size_t) device.shared || p.warps == 1) {
@@ -634,11 +657,8 @@ static arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, siz
     }
 
     // As many blocks as run at once, but none with less than a tile for each warp.
-    const int most_blocks = columns == 8 && a.k.dim <= 128 && a.v.dim <= 128 ? 2 : 1; // by their registers
-    const int fit = device.shared / (int) (shared + 1024), resident = fit < 1             ? 1
-                                                                      : fit > most_blocks ? most_blocks
-                                                                                          : fit;
-
+    const int fit = device.shared / (int) (shared + 1024),
+              resident = columns == 8 && !is_large && fit > 1 ? 2 : 1; // by registers
     const int others = a.kv_heads * p.column_tiles * a.streams;
     const int wanted = device.multiprocessors * resident / others, most = p.tiles / p.warps;
     p.splits = wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
@@ -660,11 +680,11 @@ void decode_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * sc
     p.partial_state = static_cast<float2 *>(scratch);
     p.partial = reinterpret_cast<float *>(p.partial_state + (rows + 1) / 2 * 2); // read four at a time
     if (a.k.dim > 128 || a.v.dim > 128) {
-        launch<256, 1>(p, shared, stream);
+        launch_as<256, 1>(p, shared, stream);
     } else if (column_groups(a) == 2) {
-        launch<128, 2>(p, shared, stream);
+        launch_as<128, 2>(p, shared, stream);
     } else {
-        launch<128, 1>(p, shared, stream);
+        launch_as<128, 1>(p, shared, stream);
     }
     if (p.splits > 1) {
         merge_run(a, p.splits, p.partial, p.partial_state, stream);

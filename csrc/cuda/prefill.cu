@@ -15,6 +15,7 @@
 // loading ahead, and 512 tokens at 32768 took 1.45 ms instead of 1.14 on an H100. So smaller heads are filled up with
 // zeros. 16 warps of 16 columns instead of 8 of 32 made no difference then.
 
+#include "rotate.cuh"
 #include "split.h"
 #include "unpack.cuh"
 
@@ -32,8 +33,10 @@ struct arguments {
     tq_cuda_attn a;
     staging k, v;
     int group, columns, column_tiles, splits, tiles, tile_columns;
-    int q_offset, g_offset, k_offset, v_offset, raw_offset, raw_v_offset, raw_bytes; // in shared memory
-    unsigned char * seen;                                                            // [mask stream, column tile, tile]
+    int q_offset, k_offset, v_offset, raw_offset, raw_v_offset, raw_bytes, window_offset; // in shared memory
+    unsigned char * seen; // [mask stream, column tile, tile]
+    uint4 * pairs;        // of centred keys
+    float * pair_factors;
     float * partial;
     float2 * partial_state;
 };
@@ -49,6 +52,7 @@ template <int R> __global__ void look(const arguments p) {
         found[threadIdx.x] = 0;
     }
     __syncthreads();
+    wait_for_kernels_before();
     bool any_open = false, any_closed = false;
     const auto see = [&](unsigned two) { // halves
         any_open |= (two & 0xFFFF) != 0xFC00 || two >> 16 != 0xFC00;
@@ -83,21 +87,18 @@ template <int R> __global__ void look(const arguments p) {
     }
 }
 
-static __device__ __forceinline__ void load_matrices(unsigned (&x)[4], place p) {
+// Four 8x8 matrices of halves, each transposed or as it stands.
+template <bool transposed = false> static __device__ __forceinline__ void load_matrices(unsigned (&x)[4], place p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(p));
-#else
-    (void) x, (void) p;
-#endif
-}
-
-static __device__ __forceinline__ void load_transposed(unsigned (&x)[4], place p) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(p));
+    if constexpr (transposed) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                     : "r"(p));
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                     : "r"(p));
+    }
 #else
     (void) x, (void) p;
 #endif
@@ -156,29 +157,112 @@ __device__ __forceinline__ void unpack(int type, place to, int to_stride, place 
     }
 }
 
-// Position of value v of a block: tq_dev_place the other way round.
-static __device__ __forceinline__ int position_of(bool planes, int v) {
-    const int sub = v >> 4, low = v & 1;
-    return planes ? 16 * (v >> 2 & 1) + 4 * ((v >> 1 & 1) + 2 * (v >> 3 & 1)) + 2 * low + sub
-                  : 16 * (v >> 3 & 1) + 4 * (v >> 1 & 3) + 2 * low + sub;
+// Centred keys: G of every column, in two halves each, as mma wants it: [stream, kv head, 16 columns, step of 16
+// values, high or low, lane]. What takes a factor out of G and gives it to the offsets follows, [stream, kv head,
+// column].
+constexpr int pair_columns = 16, pair_warps = 8;
+
+// Chunks whose offsets a warp has at hand: fewer where two blocks fit a multiprocessor.
+constexpr __host__ __device__ int window_of(int D) {
+    return 16;
 }
 
-static __device__ __forceinline__ float largest(float x) {
-    for (int step = 16; step > 0; step >>= 1) {
-        x = fmaxf(x, __shfl_xor_sync(all, x, step));
+__global__ void pair(const arguments p) {
+    __shared__ float G[pair_columns][256 + 1];
+    wait_for_kernels_before();
+    let_next_kernel_load();
+    const tq_cuda_attn & a = p.a;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, steps = a.k.dim / 16;
+    const int kv_head = blockIdx.y, stream = blockIdx.z;
+    const int64_t group = ((int64_t) stream * a.kv_heads + kv_head) * gridDim.x + blockIdx.x;
+    for (int i = warp; i < pair_columns; i += pair_warps) {
+        const int column = blockIdx.x * pair_columns + i;
+        const bool is_there = column < p.columns;
+        const int token = min(column, p.columns - 1) / p.group;
+        const int head = kv_head * p.group + min(column, p.columns - 1) % p.group;
+        const float * plain = reinterpret_cast<const float *>(a.q_plain + token * a.qp_token_stride +
+                                                              head * a.qp_head_stride + stream * a.qp_stream_stride);
+        float top = 0.0f, down, up;
+        for (int x = lane; x < a.k.dim; x += 32) {
+            const float value = is_there ? paired(plain, a.mean + kv_head * a.k.dim, x, a.n_rot, a.neox) : 0.0f;
+            G[i][x] = value;
+            top = fmaxf(top, fabsf(value));
+        }
+        powers(largest(top), down, up);
+        __syncwarp();
+        for (int x = lane; x < a.k.dim; x += 32) {
+            G[i][x] *= down;
+        }
+        if (lane == 0) {
+            p.pair_factors[group * pair_columns + i] = up;
+        }
     }
-    return x;
+    __syncthreads();
+    for (int i = threadIdx.x; i < steps * 32; i += blockDim.x) {
+        const int step = i / 32, g = i % 32 >> 2, t = i & 3;
+        uint4 high, low;
+        const auto split = [&](int row, int x, unsigned & h, unsigned & l) {
+            split_float2(make_float2(G[row][16 * step + x], G[row][16 * step + x + 1]), h, l);
+        };
+        split(g, 2 * t, high.x, low.x);
+        split(g + 8, 2 * t, high.y, low.y);
+        split(g, 2 * t + 8, high.z, low.z);
+        split(g + 8, 2 * t + 8, high.w, low.w);
+        uint4 * to = p.pairs + (group * steps + step) * 64 + i % 32;
+        to[0] = high;
+        to[32] = low;
+    }
 }
 
-// The power of two that brings a value of this size below 2, and its inverse.
-static __device__ __forceinline__ void powers(float top, float & down, float & up) {
-    const unsigned exponent = max(min(__float_as_uint(top) >> 23, 253u), 1u);
-    down = __uint_as_float((254 - exponent) << 23);
-    up = __uint_as_float(exponent << 23);
+// The offsets of `window` chunks from `first` on for the 16 MT columns of a warp, [chunk][column], by mma: G times
+// turns, which are split in two halves as well. `ratios` are the factors of offsets over those of products.
+template <int MT, int window>
+static __device__ __forceinline__ void offsets_of_chunks(float * offsets, const uint4 * pairs, const float * ratios,
+                                                         const tq_cuda_attn & a, int first, int lane) {
+    const int g = lane >> 2, t = lane & 3, steps = a.k.dim / 16;
+    float sum[MT][window / 8][4] = {};
+#pragma unroll 1
+    for (int step = 0; step < steps; step++) {
+        unsigned high_turn[window / 8][2], low_turn[window / 8][2];
+#pragma unroll
+        for (int n = 0; n < window / 8; n++) {
+            const float * turn = a.turns + (int64_t) min(first + 8 * n + g, a.chunks - 1) * a.k.dim + 16 * step + 2 * t;
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                split_float2(*reinterpret_cast<const float2 *>(turn + 8 * j), high_turn[n][j], low_turn[n][j]);
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+            const uint4 h = pairs[(m * steps + step) * 64 + lane], l = pairs[(m * steps + step) * 64 + 32 + lane];
+            const unsigned high[4] = {h.x, h.y, h.z, h.w}, low[4] = {l.x, l.y, l.z, l.w};
+#pragma unroll
+            for (int n = 0; n < window / 8; n++) {
+                mma(sum[m][n], high, high_turn[n]);
+                mma(sum[m][n], high, low_turn[n]);
+                mma(sum[m][n], low, high_turn[n]);
+            }
+        }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int n = 0; n < window / 8; n++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int column = 16 * m + g + 8 * (j >> 1);
+                offsets[(8 * n + 2 * t + (j & 1)) * 16 * MT + column] = sum[m][n][j] * ratios[column];
+            }
+        }
+    }
+    __syncwarp();
 }
 
-// MT: groups of 16 columns of a warp. R: rows of a tile. D: at least either head size.
-template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p) {
+// MT: groups of 16 columns of a warp. R: rows of a tile. D: at least either head size. Centred keys have instances of
+// their own: their offsets take registers that the others would spill.
+template <int D, int MT, int R, bool centred>
+__global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p) {
     extern __shared__ __align__(16) char shared[];
     constexpr int stride = (D + 8) * 2; // of a row of halves, in bytes: 16 more, so that rows start in different banks
     const tq_cuda_attn & a = p.a;
@@ -189,8 +273,10 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
     const bool planes = a.k.type == TQ_TYPE_TQ3_0 || a.k.type == TQ_TYPE_TQ2_1;
     const bool v_planes = a.v.type == TQ_TYPE_TQ3_0 || a.v.type == TQ_TYPE_TQ2_1;
     const int key_blocks = a.k.dim / TQ_BLOCK, value_blocks = a.v.dim / TQ_BLOCK;
-    const place base = place_of(shared), queries = base + p.q_offset, pairs = base + p.g_offset;
-    float * const factors = reinterpret_cast<float *>(shared); // [2][columns]: of queries, of G
+    const place base = place_of(shared), queries = base + p.q_offset;
+    float * const factors = reinterpret_cast<float *>(shared); // [2][columns]: of products, of offsets over them
+    const int64_t first_pair =                                 // of 16 columns
+        (((int64_t) stream * a.kv_heads + kv_head) * p.column_tiles + column_tile) * (p.tile_columns / pair_columns);
     const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
 
     const auto token_of = [&](int column) { return min(first_column + column, p.columns - 1) / p.group; };
@@ -198,44 +284,35 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
         return kv_head * p.group + min(first_column + column, p.columns - 1) % p.group;
     };
 
+    wait_for_kernels_before();
+
     // --- queries: a warp writes its own ---
     for (int column = warp * MT * 16; column < (warp + 1) * MT * 16; column++) {
         const bool is_there = first_column + column < p.columns;
         const float * q = reinterpret_cast<const float *>(
             a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride + stream * a.q_stream_stride);
-        float top = 0.0f, down, up;
-        for (int b = 0; b < key_blocks; b++) {
-            top = fmaxf(top, fabsf(q[TQ_BLOCK * b + lane]));
+        float x[D / 32], top = 0.0f, down, up;
+#pragma unroll
+        for (int b = 0; b < D / 32; b++) { // zeros past the end of a smaller head
+            x[b] = is_there && b < key_blocks ? q[TQ_BLOCK * b + lane] : 0.0f;
+        }
+        rotate(x, a.k_rotation, lane);
+#pragma unroll
+        for (int b = 0; b < D / 32; b++) {
+            top = fmaxf(top, fabsf(x[b]));
         }
         powers(largest(top), down, up);
-        for (int b = 0; b < D / TQ_BLOCK; b++) { // zeros past the end of a smaller head
-            const half x = __float2half_rn(is_there && b < key_blocks ? q[TQ_BLOCK * b + lane] * down : 0.0f);
+#pragma unroll
+        for (int b = 0; b < D / 32; b++) {
             *reinterpret_cast<half *>(shared + p.q_offset + column * stride +
-                                      2 * (TQ_BLOCK * b + position_of(planes, lane))) = x;
+                                      2 * (TQ_BLOCK * b + position_of(planes, lane))) = __float2half_rn(x[b] * down);
         }
         if (lane == 0) {
             factors[column] = up * to_score * (a.k.type < TQ_TYPE_COUNT ? 16.0f : 1.0f);
         }
-        if (a.q_plain) {
-            const float * plain =
-                reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
-                                                head_of(column) * a.qp_head_stride + stream * a.qp_stream_stride);
-            const float * mean = a.mean + kv_head * a.k.dim;
-            top = 0.0f;
-            for (int i = lane; i < a.k.dim; i += 32) {
-                top = fmaxf(top, fabsf(paired(plain, mean, i, a.n_rot, a.neox)));
-            }
-            powers(largest(top), down, up);
-            for (int i = lane; i < a.k.dim; i += 32) { // in two halves, so that 22 bits are kept
-                const float x = is_there ? paired(plain, mean, i, a.n_rot, a.neox) * down : 0.0f;
-                const half high = __float2half_rn(x);
-                half * to = reinterpret_cast<half *>(shared + p.g_offset + column * stride) + i;
-                to[0] = high;
-                to[p.tile_columns * stride / 2] = __float2half_rn(x - __half2float(high));
-            }
-            if (lane == 0) {
-                factors[p.tile_columns + column] = up * to_score;
-            }
+        if (centred && lane == 0) {
+            const float unit = a.k.type < TQ_TYPE_COUNT ? 1.0f / 16.0f : 1.0f;
+            factors[p.tile_columns + column] = p.pair_factors[first_pair * pair_columns + column] * down * unit;
         }
     }
     __syncwarp();
@@ -246,10 +323,12 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
         }
     }
 
-    const bool is_plain = !a.q_plain && a.softcap == 0.0f && a.scale > 0.0f;
+    const bool is_plain = a.softcap == 0.0f && a.scale > 0.0f;
     float factor[MT][2], slope[MT][2], top[MT][2], sum[MT][4], o[MT][D / 8][4];
-    float offset[MT][2];
-    int offset_id = 0;
+    int first_chunk = -1;                // of the window
+    constexpr int window = window_of(D); // chunks whose offsets a warp has at hand
+    float * const offsets = reinterpret_cast<float *>(shared + p.window_offset) + warp * window * MT * 16;
+    int ids_before[R / 32] = {}, ids_now[R / 32] = {}; // of the chunks of the rows of both tiles
 #pragma unroll
     for (int m = 0; m < MT; m++) {
 #pragma unroll
@@ -262,7 +341,7 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                 slope[m][j] *= exp2f(-a.max_bias / power * (head < power ? head + 1 : head - power + 0.5f));
             }
             top[m][j] = -INFINITY;
-            offset[m][j] = sum[m][2 * j] = sum[m][2 * j + 1] = 0.0f;
+            sum[m][2 * j] = sum[m][2 * j + 1] = 0.0f;
         }
 #pragma unroll
         for (int n = 0; n < D / 8; n++) {
@@ -276,7 +355,7 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
     // --- tiles ---
     const char * const keys = a.k.data + kv_head * a.k.head_stride + kv_stream * a.k.stream_stride;
     const char * const cells = a.v.data + kv_head * a.v.head_stride + kv_stream * a.v.stream_stride;
-    const int * const ids = a.q_plain ? a.ids + (int64_t) kv_stream * a.kv_rows : nullptr;
+    const int * const ids = centred ? a.ids + (int64_t) kv_stream * a.kv_rows : nullptr;
     const char * const mask = a.mask ? a.mask + stream % a.mask_streams * a.mask_stream_stride : nullptr;
     const unsigned char * const seen =
         a.mask ? p.seen + ((int64_t) (stream % a.mask_streams) * p.column_tiles + column_tile) * p.tiles : nullptr;
@@ -321,6 +400,14 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
         if (before < 0 && now < 0) {
             break;
         }
+        if (centred) {
+#pragma unroll
+            for (int i = 0; i < R / 32; i++) {
+                const int row = now * R + 32 * i + lane;
+                ids_before[i] = ids_now[i];
+                ids_now[i] = now >= 0 && row < a.kv_rows ? ids[row] : 0;
+            }
+        }
         next = now < 0 ? -1 : next_tile();
         copy_wait<0>();
         __syncthreads();
@@ -354,6 +441,40 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
 #pragma unroll
                         for (int j = 0; j < 4; j++) {
                             s[m][n][j] = 0.0f;
+                        }
+                    }
+                }
+                if (centred) { // products are added to the offsets
+                    int id = ids_before[0];
+#pragma unroll
+                    for (int i = 1; i < R / 32; i++) {
+                        id = within == 32 * i ? ids_before[i] : id;
+                    }
+                    unsigned todo = all;
+#pragma unroll 1
+                    while (todo) { // chunks are runs of rows: almost always once
+                        const int chunk = __shfl_sync(all, id, __ffs(todo) - 1);
+                        const unsigned same = __ballot_sync(all, id == chunk);
+                        todo &= ~same;
+                        if ((chunk & -window) != first_chunk) {
+                            first_chunk = chunk & -window;
+                            const int steps = a.k.dim / 16;
+                            offsets_of_chunks<MT, window>(offsets, p.pairs + (first_pair + warp * MT) * steps * 64,
+                                                          factors + p.tile_columns + warp * MT * 16, a, first_chunk,
+                                                          lane);
+                        }
+#pragma unroll
+                        for (int m = 0; m < MT; m++) {
+#pragma unroll
+                            for (int j = 0; j < 4; j++) {
+                                const float offset =
+                                    offsets[(chunk & (window - 1)) * MT * 16 + 16 * m + g + 8 * (j >> 1)];
+#pragma unroll
+                                for (int n = 0; n < 4; n++) {
+                                    const bool has = same >> (8 * n + 2 * t + (j & 1)) & 1;
+                                    s[m][n][j] = has ? offset : s[m][n][j];
+                                }
+                            }
                         }
                     }
                 }
@@ -401,67 +522,6 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
                     }
                 }
 
-                if (ids) {
-                    const int id = row + lane < a.kv_rows ? ids[row + lane] : 0;
-                    unsigned todo = all;
-#pragma unroll 1
-                    while (todo) {
-                        const int this_id = __shfl_sync(all, id, __ffs(todo) - 1);
-                        const unsigned same = __ballot_sync(all, id == this_id);
-                        todo &= ~same;
-                        if (this_id != offset_id) {
-                            const float * turn = a.turns + (int64_t) this_id * a.k.dim;
-                            float c[MT][4];
-#pragma unroll
-                            for (int m = 0; m < MT; m++) {
-                                c[m][0] = c[m][1] = c[m][2] = c[m][3] = 0.0f;
-                            }
-#pragma unroll 1
-                            for (int step = 0; 16 * step < a.k.dim; step++) {
-                                unsigned high[2], low[2];
-#pragma unroll
-                                for (int j = 0; j < 2; j++) {
-                                    const float2 y =
-                                        *reinterpret_cast<const float2 *>(turn + 16 * step + 8 * j + 2 * t);
-                                    const half2 h = __floats2half2_rn(y.x, y.y);
-                                    high[j] = as_word(h);
-                                    low[j] = as_word(__floats2half2_rn(y.x - __low2float(h), y.y - __high2float(h)));
-                                }
-#pragma unroll
-                                for (int m = 0; m < MT; m++) {
-                                    unsigned x[4];
-                                    const place from = pairs + ((warp * MT + m) * 16 + (lane & 15)) * stride +
-                                                       32 * step + 16 * (lane >> 4);
-                                    load_matrices(x, from);
-                                    mma(c[m], x, high);
-                                    mma(c[m], x, low);
-                                    load_matrices(x, from + p.tile_columns * stride);
-                                    mma(c[m], x, high);
-                                }
-                            }
-#pragma unroll
-                            for (int m = 0; m < MT; m++) {
-#pragma unroll
-                                for (int j = 0; j < 2; j++) {
-                                    offset[m][j] =
-                                        c[m][2 * j] * factors[p.tile_columns + (warp * MT + m) * 16 + g + 8 * j];
-                                }
-                            }
-                            offset_id = this_id;
-                        }
-#pragma unroll
-                        for (int n = 0; n < 4; n++) {
-#pragma unroll
-                            for (int j = 0; j < 4; j++) {
-                                const bool has = same >> (8 * n + 2 * t + (j & 1)) & 1;
-#pragma unroll
-                                for (int m = 0; m < MT; m++) {
-                                    s[m][n][j] += has ? offset[m][j >> 1] : 0.0f;
-                                }
-                            }
-                        }
-                    }
-                }
                 if (a.softcap != 0.0f) {
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
@@ -558,8 +618,8 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
 #pragma unroll
                     for (int n = 0; n < D / 16; n++) {
                         unsigned y[4];
-                        load_transposed(y, value_rows + (within + 16 * k + (lane & 15)) * stride + 32 * n +
-                                               16 * (lane >> 4));
+                        load_matrices<true>(y, value_rows + (within + 16 * k + (lane & 15)) * stride + 32 * n +
+                                                   16 * (lane >> 4));
                         const unsigned y0[2] = {y[0], y[1]}, y1[2] = {y[2], y[3]};
 #pragma unroll
                         for (int m = 0; m < MT; m++) {
@@ -573,6 +633,7 @@ template <int D, int MT, int R> __global__ __launch_bounds__(most_warps * 32, 1)
     }
 
     // --- results ---
+    let_next_kernel_load();
     const float v_unit = a.v.type < TQ_TYPE_COUNT ? 16.0f : 1.0f;
 #pragma unroll
     for (int m = 0; m < MT; m++) {
@@ -624,15 +685,15 @@ static bool lay_out(arguments & p, layout & l, int D, int MT, int R, int warps, 
     const int stride = (D + 8) * 2;
     p.tile_columns = warps * MT * 16;
     p.q_offset = padded(2 * p.tile_columns * (int) sizeof(float));
-    p.g_offset = p.q_offset + p.tile_columns * stride;
-    p.k_offset = p.g_offset + (p.a.q_plain ? 2 * p.tile_columns * stride : 0);
+    p.k_offset = p.q_offset + p.tile_columns * stride;
     p.v_offset = p.k_offset + 2 * R * stride;
     p.raw_offset = p.v_offset + 2 * R * stride;
     p.raw_v_offset = padded(R * p.k.stride + 8); // the last block is read four bytes past its end
     p.raw_bytes = p.raw_v_offset + padded(R * p.v.stride + 8);
     p.tiles = (p.a.kv_rows + R - 1) / R;
     p.column_tiles = (p.columns + p.tile_columns - 1) / p.tile_columns;
-    l = {D, MT, warps, (size_t) p.raw_offset + 2 * p.raw_bytes};
+    p.window_offset = p.raw_offset + 2 * p.raw_bytes;
+    l = {D, MT, warps, (size_t) p.window_offset + (p.a.q_plain ? window_of(D) * p.tile_columns * sizeof(float) : 0)};
     return l.shared <= (size_t) device.shared;
 }
 
@@ -679,18 +740,32 @@ static bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, argument
     return true;
 }
 
+static size_t all_pairs(const arguments & p) { // groups of 16 columns
+    return p.a.q_plain ? (size_t) p.a.streams * p.a.kv_heads * p.column_tiles * (p.tile_columns / pair_columns) : 0;
+}
+
+static size_t pair_bytes(const arguments & p) {
+    return all_pairs(p) * (p.a.k.dim / 16 * 64 * sizeof(uint4) + pair_columns * sizeof(float));
+}
+
 static size_t seen_bytes(const arguments & p) {
     return p.a.mask ? ((size_t) p.a.mask_streams * p.column_tiles * p.tiles + 15) / 16 * 16 : 0;
 }
 
-template <int D, int MT, int R> void launch(const arguments & p, const layout & l, cudaStream_t stream) {
+template <int D, int MT, int R> void launch_as(const arguments & p, const layout & l, cudaStream_t stream) {
     if (p.a.mask) {
-        look<R><<<dim3(p.tiles, p.column_tiles, p.a.mask_streams), 256, 0, stream>>>(p);
+        launch<look<R>>(dim3(p.tiles, p.column_tiles, p.a.mask_streams), 256, 0, stream, p);
+    }
+    if (p.a.q_plain) {
+        const dim3 grid(p.column_tiles * (p.tile_columns / pair_columns), p.a.kv_heads, p.a.streams);
+        launch<pair>(grid, pair_warps * 32, 0, stream, p);
     }
     const dim3 grid(p.splits, p.a.kv_heads, p.column_tiles * p.a.streams);
-    // set for every launch: it holds for the current device only
-    cudaFuncSetAttribute(prefill<D, MT, R>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) l.shared);
-    prefill<D, MT, R><<<grid, l.warps * 32, l.shared, stream>>>(p);
+    if (p.a.q_plain) {
+        launch<prefill<D, MT, R, true>>(grid, l.warps * 32, l.shared, stream, p);
+    } else {
+        launch<prefill<D, MT, R, false>>(grid, l.warps * 32, l.shared, stream, p);
+    }
 }
 
 } // namespace
@@ -706,28 +781,32 @@ size_t prefill_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
     layout l;
     plan(a, device, p, l);
     const size_t rows = p.splits == 1 ? 0 : (size_t) a.streams * a.tokens * a.heads * p.splits;
-    return seen_bytes(p) + rows * (a.v.dim + 2) * sizeof(float) + 16;
+    return pair_bytes(p) + seen_bytes(p) + rows * (a.v.dim + 2) * sizeof(float) + 16;
 }
 
 void prefill_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream) {
     arguments p;
     layout l;
     plan(a, device, p, l);
-    p.seen = static_cast<unsigned char *>(scratch);
+    p.pairs = static_cast<uint4 *>(scratch);
+    p.pair_factors = reinterpret_cast<float *>(p.pairs + all_pairs(p) * (a.k.dim / 16 * 64));
+    p.seen = static_cast<unsigned char *>(scratch) + pair_bytes(p);
     p.partial_state = reinterpret_cast<float2 *>(p.seen + seen_bytes(p));
     const size_t rows = (size_t) a.streams * a.tokens * a.heads * p.splits;
     p.partial = reinterpret_cast<float *>(p.partial_state + (rows + 1) / 2 * 2); // read four at a time
     if (l.size == 64) {
-        launch<64, 2, 64>(p, l, stream);
+        launch_as<64, 2, 64>(p, l, stream);
     } else if (l.size == 256) {
-        launch<256, 1, 32>(p, l, stream);
+        launch_as<256, 1, 32>(p, l, stream);
     } else if (l.groups == 2) {
-        launch<128, 2, 64>(p, l, stream);
+        launch_as<128, 2, 64>(p, l, stream);
     } else {
-        launch<128, 1, 32>(p, l, stream);
+        launch_as<128, 1, 32>(p, l, stream);
     }
     if (p.splits > 1) {
         merge_run(a, p.splits, p.partial, p.partial_state, stream);
+    } else {
+        rotate_back_run(a, stream);
     }
 }
 

@@ -1,13 +1,16 @@
-// A warp encodes a block: its lanes price the candidates, 16 to a codebook (tq_device.h). With a thread for each block
-// the 32 blocks of a token's row would fill one warp, and decode would wait for it.
+// A warp encodes two blocks at once: a lane prices one candidate of one sub-block under both codebooks and both signs
+// (tq_device.h). With a thread for each block the 32 blocks of a token's row would fill one warp, and decode would wait
+// for it; with a lane for each sign and codebook, a prefill took four times as many instructions for the prices.
 #include "rows.h"
 
+#include "rotate.cuh"
 #include "tq.h"
 #include "tq_device.h"
 
 namespace {
 
-constexpr int warps = 8; // of a thread block
+constexpr int warps = 8;              // of a thread block
+constexpr unsigned few_blocks = 8192; // fewer leave multiprocessors idle unless warps share what they rotate
 constexpr unsigned all = 0xFFFFFFFFu;
 
 template <int type> struct spec;
@@ -21,17 +24,50 @@ template <int type> struct spec;
 #include "types.def"
 #undef TQ_TYPE
 
-// 64-bit division takes a hundred instructions.
-static __device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
-    return (a | b) >> 32 ? a / b : (int64_t) ((unsigned) a / (unsigned) b);
+static __device__ __forceinline__ int bits_of(int type) {
+    switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    case TQ_TYPE_##NAME:                                   \
+        return bits;
+#include "types.def"
+#undef TQ_TYPE
+    }
+    return 0;
 }
 
-// Offset of value i of the flattened tensor, whose values or blocks of `unit` values have nb[0] bytes.
-static __device__ int64_t offset_of(const tq_rows_view & t, int64_t i, int unit) {
-    const int64_t row = divide(i, t.ne[0]), i0 = i - row * t.ne[0];
-    const int64_t plane = divide(row, t.ne[1]), i1 = row - plane * t.ne[1];
-    const int64_t i3 = divide(plane, t.ne[2]), i2 = plane - i3 * t.ne[2];
-    return i0 / unit * t.nb[0] + i1 * t.nb[1] + i2 * t.nb[2] + i3 * t.nb[3];
+static __device__ __forceinline__ const signed char * books_of(int type) {
+    switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    case TQ_TYPE_##NAME:                                   \
+        return tq_codebook_##name[0];
+#include "types.def"
+#undef TQ_TYPE
+    }
+    return nullptr;
+}
+
+// A place in a tensor: block i0 of row (i1, i2, i3).
+struct position {
+    unsigned i0, i1, i2, i3;
+};
+
+// Of block b of the flattened tensor. Most tensors have one plane, and a division takes twenty instructions.
+static __device__ __forceinline__ position position_of(const tq_rows_view & t, unsigned b) {
+    const unsigned per_row = (unsigned) t.ne[0] / TQ_BLOCK, rows = (unsigned) t.ne[1], planes = (unsigned) t.ne[2];
+    const unsigned row = b / per_row;
+    position p = {b - row * per_row, row, 0, 0};
+    if (planes * t.ne[3] > 1) {
+        const unsigned plane = row / rows;
+        p.i1 = row - plane * rows;
+        p.i3 = plane / planes;
+        p.i2 = plane - p.i3 * planes;
+    }
+    return p;
+}
+
+// `unit`: bytes of a block.
+static __device__ __forceinline__ char * at(const tq_rows_view & t, const position & p, int64_t unit) {
+    return t.data + p.i0 * unit + p.i1 * t.nb[1] + p.i2 * t.nb[2] + p.i3 * t.nb[3];
 }
 
 static __device__ int64_t load_id(const tq_rows_ids & ids, int64_t i0, int64_t i1, int64_t i2) {
@@ -39,141 +75,247 @@ static __device__ int64_t load_id(const tq_rows_ids & ids, int64_t i0, int64_t i
     return ids.bytes == 8 ? *(const int64_t *) p : *(const int32_t *) p;
 }
 
-static __device__ tq_dev_choice cheapest(tq_dev_choice c) {
-    for (int step = 8; step > 0; step >>= 1) {
-        const tq_dev_choice other = {__shfl_xor_sync(all, c.code, step), __shfl_xor_sync(all, c.order, step),
-                                     __shfl_xor_sync(all, c.price, step)};
-        c = tq_dev_is_better(other, c) ? other : c;
-    }
-    return c;
-}
-
-// The level nearest to v, at v + 128, in both codebooks. Made by the compiler: in decode, where there is little to
+// tq_dev_distance of every integer under both codebooks. Made by the compiler: in decode, where there is little to
 // encode, building it would take as long as all the rest.
-struct alignas(16) nearest_levels {
-    signed char level[2][256];
+struct alignas(16) distance_table {
+    tq_dev_distances of[TQ_DISTANCES];
 };
 
-template <int bits> constexpr nearest_levels nearest_in(const signed char (&books)[2][1 << bits]) {
-    nearest_levels r = {};
-    for (int c = 0; c < 2; c++) {
-        int index = 0;
-        for (int v = -128; v < 128; v++) {
-            while (index + 1 < 1 << bits && books[c][index] + books[c][index + 1] <= 2 * v) {
-                index++;
-            }
-            r.level[c][v + 128] = books[c][index];
+template <int bits> constexpr distance_table distances_to(const signed char (&books)[2][1 << bits]) {
+    distance_table r = {};
+    for (int v = 0; v < TQ_DISTANCES; v++) {
+        for (int b = 0; b < 2; b++) {
+            r.of[v].book[b] = tq_dev_distance(bits, books[b], v - TQ_DISTANCES / 2);
         }
     }
     return r;
 }
 
-template <int type> struct nearest_table;
-
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                     \
-    __device__ constexpr nearest_levels nearest_##name = nearest_in<bits>(tq_codebook_##name); \
-    template <> struct nearest_table<TQ_TYPE_##NAME> {                                         \
-        static __device__ const nearest_levels & get() { return nearest_##name; }              \
-    };
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    __device__ constexpr distance_table distances_##name = distances_to<bits>(tq_codebook_##name);
 #include "types.def"
 #undef TQ_TYPE
 
-template <int type>
-__global__ void encode(tq_rows_view src, bool src_is_half, tq_rows_ids ids, tq_rows_view dst, int64_t blocks) {
-    using T = spec<type>;
-    __shared__ signed char books[2][16];
-    __shared__ nearest_levels nearest;
-    __shared__ __align__(16) float values[warps][TQ_BLOCK];
-    const auto & level = nearest.level;
-    for (int i = threadIdx.x; i < 2 << T::bits; i += blockDim.x) {
-        books[i >> T::bits][i & ((1 << T::bits) - 1)] = T::books()[i];
+static __device__ const distance_table & distances_of(int type) {
+    switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    case TQ_TYPE_##NAME:                                   \
+        return distances_##name;
+#include "types.def"
+#undef TQ_TYPE
     }
-    for (int i = threadIdx.x; i < (int) sizeof(nearest) / 4; i += blockDim.x) {
-        reinterpret_cast<unsigned *>(&nearest)[i] = reinterpret_cast<const unsigned *>(&nearest_table<type>::get())[i];
+    return distances_tq4_0;
+}
+
+static __device__ __forceinline__ float largest_of_16(float x) {
+    for (int step = 8; step > 0; step >>= 1) {
+        x = fmaxf(x, __shfl_xor_sync(all, x, step));
+    }
+    return x;
+}
+
+// What a lane of 16 holds of its block, when the search is over.
+struct chosen {
+    int code, negative, book; // of its sub-block
+    unsigned word;            // 0 for a block of zeros
+};
+
+// Searches two blocks at once: lane = 16 * block + 8 * sub-block + number of the code. `x` is the sub-block of the
+// lane, `amax` its largest magnitude.
+template <int type>
+static __device__ __forceinline__ chosen search(const float * x, float amax, const tq_dev_distances * distances,
+                                                int lane) {
+    using T = spec<type>;
+    constexpr tq_dev_spec s = {T::bits, T::count, T::start};
+    const int first = tq_dev_first_code(s, amax), mine = lane & 7;
+    tq_dev_prices prices = tq_dev_price(T::bits, x, tq_dev_limit_code(first + mine), distances);
+    int code[2];
+    for (int b = 0; b < 2; b++) {
+        const float price = mine < T::count ? prices.price[b] : 3.0e38f; // dearer than any
+        float least = price;
+        for (int step = 4; step > 0; step >>= 1) {
+            least = fminf(least, __shfl_xor_sync(all, least, step));
+        }
+        const unsigned winners = __ballot_sync(all, price == least) >> (lane & 24) & 255u;
+        const int winner = __ffs(winners) - 1; // the first of equals
+        code[b] = tq_dev_limit_code(first + winner);
+        prices.price[b] = least;
+        prices.negative[b] = __ballot_sync(all, prices.negative[b] != 0) >> ((lane & 24) + winner) & 1;
+    }
+
+    int exponent[2];
+    bool settles = false;
+    for (int b = 0; b < 2; b++) {
+        exponent[b] = tq_dev_exponent(code[b], __shfl_xor_sync(all, code[b], 8));
+        settles |= code[b] < 8 * exponent[b];
+    }
+    if (__ballot_sync(all, settles)) { // rare: sub-blocks of very different size
+        for (int b = 0; b < 2; b++) {
+            // of its own code where that is large enough: a smaller one would leave the table
+            const int larger = code[b] < 8 * exponent[b] ? 8 * exponent[b] : code[b];
+            const tq_dev_prices least = tq_dev_price(T::bits, x, larger, distances);
+            if (code[b] < larger) {
+                code[b] = larger;
+                prices.price[b] = least.price[b];
+                prices.negative[b] = least.negative[b];
+            }
+        }
+    }
+    float total[2];
+    for (int b = 0; b < 2; b++) {
+        total[b] = __fadd_rn(prices.price[b], __shfl_xor_sync(all, prices.price[b], 8));
+    }
+    chosen c;
+    c.book = total[1] < total[0];
+    c.code = c.book ? code[1] : code[0];
+    c.negative = c.book ? prices.negative[1] : prices.negative[0];
+    const int e = c.book ? exponent[1] : exponent[0];
+    const unsigned field = tq_dev_field(c.code, c.negative, e), other = __shfl_xor_sync(all, field, 8);
+    c.word = lane & 8 ? tq_dev_word(e, c.book, other, field) : tq_dev_word(e, c.book, field, other);
+    if (fmaxf(amax, __shfl_xor_sync(all, amax, 8)) < TQ_MAGNITUDE_MIN) {
+        c.word = 0;
+    }
+    return c;
+}
+
+// Byte `lane` of a block, from the index that every lane has of its value.
+template <int type> static __device__ __forceinline__ unsigned pack(unsigned word, unsigned index, int lane) {
+    constexpr int bits = spec<type>::bits;
+    unsigned low, high = 0;
+    if (bits == 4) {
+        low = index | __shfl_sync(all, index, lane + 16) << 4;
+    } else {
+        low = index & 3;
+        low |= __shfl_sync(all, low, lane + 16) << 4;
+        low |= __shfl_sync(all, low, lane + 8) << 2;
+    }
+    low = __shfl_sync(all, low, lane - 2); // the scale word comes first
+    if (bits == 3) {
+        high = index >> 2;
+        high |= __shfl_sync(all, high, lane + 16) << 4;
+        high |= __shfl_sync(all, high, lane + 8) << 2;
+        high |= __shfl_sync(all, high, lane + 4) << 1;
+        high = __shfl_sync(all, high, lane - 10);
+    }
+    return lane < 2 ? word >> 8 * lane : bits == 3 && lane >= 10 ? high : low;
+}
+
+// Encodes two blocks of values in shared memory, of which `count` exist. `out` is where the block of a lane's half warp
+// goes.
+template <int type>
+static __device__ __forceinline__ void encode_two(const float * x, const signed char (*books)[16],
+                                                  const tq_dev_distances * distances, char * out, int count, int lane) {
+    using T = spec<type>;
+    const float value[2] = {x[lane], x[TQ_BLOCK + lane]};
+    const float amax[2] = {largest_of_16(fabsf(value[0])), largest_of_16(fabsf(value[1]))};
+    const int from = lane & 8 ? 16 : 0; // a lane of the same sub-block
+    const float amax0 = __shfl_sync(all, amax[0], from), amax1 = __shfl_sync(all, amax[1], from);
+    const chosen c = search<type>(x + TQ_SUB_BLOCK * (lane >> 3), lane & 16 ? amax1 : amax0, distances, lane);
+    const unsigned mine = (unsigned) c.code | (unsigned) c.negative << 9 | (unsigned) c.book << 10;
+    for (int i = 0; i < 2; i++) {
+        const unsigned choice = __shfl_sync(all, mine, 16 * i + (lane >> 4) * 8);
+        const unsigned word = __shfl_sync(all, c.word, 16 * i);
+        const unsigned index = tq_dev_assign(T::bits, value[i], choice & 511, choice >> 9 & 1, books[choice >> 10]);
+        const unsigned byte = pack<type>(word, index, lane);
+        const int64_t low = __shfl_sync(all, (unsigned) (uintptr_t) out, 16 * i);
+        const int64_t high = __shfl_sync(all, (unsigned) ((uint64_t) (uintptr_t) out >> 32), 16 * i);
+        if (lane < T::bytes && i < count) {
+            reinterpret_cast<char *>(high << 32 | low)[lane] = (char) (word ? byte : 0);
+        }
+    }
+}
+
+// Where block b of the values goes.
+static __device__ __forceinline__ char * place_of_block(const tq_rows_store & job, unsigned b) {
+    if (job.ids.bytes == 0) {
+        return at(job.dst, position_of(job.dst, b), job.dst.nb[0]);
+    }
+    const position p = position_of(job.src, b);
+    const unsigned j1 = p.i2 ? p.i2 % (unsigned) job.ids.ne[1] : 0, j2 = p.i3 ? p.i3 % (unsigned) job.ids.ne[2] : 0;
+    return job.dst.data + p.i0 * job.dst.nb[0] + load_id(job.ids, p.i1, j1, j2) * job.dst.nb[1] + p.i2 * job.dst.nb[2] +
+           p.i3 * job.dst.nb[3];
+}
+
+static __device__ __forceinline__ float load_value(const tq_rows_store & job, unsigned b, int lane) {
+    const char * p = at(job.src, position_of(job.src, b), TQ_BLOCK * job.src.nb[0]) + lane * job.src.nb[0];
+    return job.src_is_half ? __half2float(*(const half *) p) : *(const float *) p;
+}
+
+struct encode_jobs {
+    tq_rows_store of[most_stores];
+    unsigned blocks[most_stores];
+    unsigned parts; // warps that share the blocks that are rotated together; each rotates them all
+};
+
+// `width` blocks are read, and rotated where that is asked for, by a warp, which encodes two at a time.
+template <int width> __global__ __launch_bounds__(warps * TQ_LANES, 3) void encode(const encode_jobs jobs) {
+    __shared__ signed char books[2][16];
+    __shared__ distance_table distances;
+    __shared__ __align__(16) float values[warps][2 * TQ_BLOCK];
+    const tq_rows_store & job = jobs.of[blockIdx.y];
+    const int type = job.type, bits = bits_of(type);
+    for (int i = threadIdx.x; i < 2 << bits; i += blockDim.x) {
+        books[i >> bits][i & ((1 << bits) - 1)] = books_of(type)[i];
+    }
+    for (int i = threadIdx.x; i < (int) sizeof(distances) / 16; i += blockDim.x) {
+        reinterpret_cast<uint4 *>(&distances)[i] = reinterpret_cast<const uint4 *>(&distances_of(type))[i];
     }
     __syncthreads();
+    tq_cuda::wait_for_kernels_before();
+    tq_cuda::let_next_kernel_load();
 
     const int warp = threadIdx.x / TQ_LANES, lane = threadIdx.x % TQ_LANES;
-    float * x = values[warp];
-    for (int64_t b = (int64_t) blockIdx.x * warps + warp; b < blocks; b += (int64_t) gridDim.x * warps) {
-        const int64_t first = b * TQ_BLOCK;
-        // a row of a source need not be a whole number of blocks
-        const char * p = src.ne[0] % TQ_BLOCK == 0 ? src.data + offset_of(src, first, 1) + lane * src.nb[0]
-                                                   : src.data + offset_of(src, first + lane, 1);
-        const float value = tq_dev_clean(src_is_half ? __half2float(*(const half *) p) : *(const float *) p);
-        float amax = fabsf(value);
-        for (int step = 8; step > 0; step >>= 1) {
-            amax = fmaxf(amax, __shfl_xor_sync(all, amax, step));
-        }
-        const float amax0 = __shfl_sync(all, amax, 0), amax1 = __shfl_sync(all, amax, 16);
-        __syncwarp();
-        x[lane] = value;
-        __syncwarp();
-
-        unsigned char byte = 0;
-        if (amax0 >= TQ_MAGNITUDE_MIN || amax1 >= TQ_MAGNITUDE_MIN) {
-            const tq_dev_spec s = {T::bits, T::count, T::start};
-            const int half_warp = lane >> 4;
-            tq_dev_choice pair[2];
-            pair[0] = cheapest(tq_dev_candidate(s, x, amax0, lane, level[half_warp]));
-            pair[1] = cheapest(tq_dev_candidate(s, x + TQ_SUB_BLOCK, amax1, lane, level[half_warp]));
-            const int e = tq_dev_settle(x, pair, level[half_warp]);
-            const float total = __fadd_rn(pair[0].price, pair[1].price);
-            const int book = __shfl_sync(all, total, 16) < __shfl_sync(all, total, 0);
-            const unsigned word = __shfl_sync(all, tq_dev_word(e, book, pair), 16 * book);
-            tq_dev_choice mine;
-            const int code0 = __shfl_sync(all, pair[0].code, 16 * book);
-            const int code1 = __shfl_sync(all, pair[1].code, 16 * book);
-            const int order0 = __shfl_sync(all, pair[0].order, 16 * book);
-            const int order1 = __shfl_sync(all, pair[1].order, 16 * book);
-            mine.code = half_warp ? code1 : code0;
-            mine.order = half_warp ? order1 : order0;
-            mine.price = 0;
-            const int index = tq_dev_assign(T::bits, value, mine, books[book]);
-            unsigned plane[4] = {0, 0, 0, 0};
+    const unsigned blocks = jobs.blocks[blockIdx.y], units = (blocks + width - 1) / width * jobs.parts;
+    const int pairs = width / 2 / (int) jobs.parts;
+    for (unsigned u = blockIdx.x * warps + warp; u < units; u += gridDim.x * warps) {
+        const unsigned unit = u / jobs.parts, first = unit * width;
+        const int part = (int) (u - unit * jobs.parts);
+        float x[width];
 #pragma unroll
-            for (int bit = 0; bit < T::bits; bit++) {
-                plane[bit] = __ballot_sync(all, index >> bit & 1);
+        for (int i = 0; i < width; i++) {
+            x[i] = first + i < blocks ? load_value(job, first + i, lane) : 0.0f;
+        }
+        tq_cuda::rotate(x, job.rotation, lane);
+        for (int pair = part * pairs; pair < (part + 1) * pairs && first + 2 * pair < blocks; pair++) {
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < width; i++) {
+                if (i / 2 == pair) {
+                    values[warp][i % 2 * TQ_BLOCK + lane] = tq_dev_clean(x[i]);
+                }
             }
-            byte = lane < 2 ? (unsigned char) (word >> 8 * lane) : tq_dev_pack(T::bits, plane, lane - 2);
-        }
-        char * out;
-        if (ids.bytes) {
-            const int64_t row = divide(first, src.ne[0]), i0 = first - row * src.ne[0];
-            const int64_t plane = divide(row, src.ne[1]), i1 = row - plane * src.ne[1];
-            const int64_t i3 = divide(plane, src.ne[2]), i2 = plane - i3 * src.ne[2];
-            out = dst.data + i0 / TQ_BLOCK * dst.nb[0] +
-                  load_id(ids, i1, i2 - divide(i2, ids.ne[1]) * ids.ne[1], i3 - divide(i3, ids.ne[2]) * ids.ne[2]) *
-                      dst.nb[1] +
-                  i2 * dst.nb[2] + i3 * dst.nb[3];
-        } else {
-            out = dst.data + offset_of(dst, first, TQ_BLOCK);
-        }
-        if (lane < T::bytes) {
-            out[lane] = (char) byte;
+            __syncwarp();
+            const unsigned b = first + 2 * pair;
+            const int count = b + 1 < blocks ? 2 : 1;
+            char * out = place_of_block(job, b + (count > 1 ? lane >> 4 : 0));
+            switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count_)                              \
+    case TQ_TYPE_##NAME:                                                                 \
+        encode_two<TQ_TYPE_##NAME>(values[warp], books, distances.of, out, count, lane); \
+        break;
+#include "types.def"
+#undef TQ_TYPE
+            }
         }
     }
 }
 
 template <int type>
-__global__ void decode(tq_rows_view src, tq_rows_ids ids, tq_rows_view dst, bool dst_is_half, int64_t blocks) {
+__global__ void decode(tq_rows_view src, tq_rows_ids ids, tq_rows_view dst, bool dst_is_half, unsigned blocks) {
     using T = spec<type>;
     const int warp = threadIdx.x / TQ_LANES, lane = threadIdx.x % TQ_LANES;
-    for (int64_t b = (int64_t) blockIdx.x * warps + warp; b < blocks; b += (int64_t) gridDim.x * warps) {
-        const int64_t first = b * TQ_BLOCK;
+    tq_cuda::wait_for_kernels_before();
+    for (unsigned b = blockIdx.x * warps + warp; b < blocks; b += gridDim.x * warps) {
+        const position to = position_of(dst, b);
         const char * in;
-        if (ids.bytes) {
-            const int64_t row = divide(first, dst.ne[0]), i0 = first - row * dst.ne[0];
-            const int64_t plane = divide(row, dst.ne[1]), r = row - plane * dst.ne[1];
-            const int64_t i2 = divide(plane, dst.ne[2]), i1 = plane - i2 * dst.ne[2];
-            in = src.data + i0 / TQ_BLOCK * src.nb[0] + load_id(ids, r, i1, i2) * src.nb[1] + i1 * src.nb[2] +
-                 i2 * src.nb[3];
+        if (ids.bytes) { // row r of (i1, i2) comes from row ids[r, i1, i2]
+            in = src.data + to.i0 * src.nb[0] + load_id(ids, to.i1, to.i2, to.i3) * src.nb[1] + to.i2 * src.nb[2] +
+                 to.i3 * src.nb[3];
         } else {
-            in = src.data + offset_of(src, first, TQ_BLOCK);
+            in = at(src, position_of(src, b), src.nb[0]);
         }
         const float value = tq_dev_value(T::bits, T::books(), (const unsigned char *) in, lane);
-        char * out = dst.ne[0] % TQ_BLOCK == 0 ? dst.data + offset_of(dst, first, 1) + lane * dst.nb[0]
-                                               : dst.data + offset_of(dst, first + lane, 1);
+        char * out = at(dst, to, TQ_BLOCK * dst.nb[0]) + lane * dst.nb[0];
         if (dst_is_half) {
             *(half *) out = __float2half_rn(value);
         } else {
@@ -182,54 +324,64 @@ __global__ void decode(tq_rows_view src, tq_rows_ids ids, tq_rows_view dst, bool
     }
 }
 
-template <int bytes> __global__ void copy(tq_rows_view src, tq_rows_view dst, int64_t blocks) {
-    constexpr int words = bytes / 2; // a block may lie at any even address
-    const int64_t n = blocks * words;
-    for (int64_t i = (int64_t) blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t) gridDim.x * blockDim.x) {
-        const int64_t b = i / words, word = i - b * words;
-        const char * in = src.data + offset_of(src, b * TQ_BLOCK, TQ_BLOCK);
-        char * out = dst.data + offset_of(dst, b * TQ_BLOCK, TQ_BLOCK);
-        ((unsigned short *) out)[word] = ((const unsigned short *) in)[word];
+template <int bytes> __global__ void copy(tq_rows_view src, tq_rows_view dst, unsigned blocks) {
+    const int warp = threadIdx.x / TQ_LANES, lane = threadIdx.x % TQ_LANES;
+    tq_cuda::wait_for_kernels_before();
+    for (unsigned b = blockIdx.x * warps + warp; b < blocks; b += gridDim.x * warps) {
+        const char * in = at(src, position_of(src, b), bytes);
+        char * out = at(dst, position_of(dst, b), bytes);
+        if (lane < bytes / 2) { // a block may lie at any even address
+            ((unsigned short *) out)[lane] = ((const unsigned short *) in)[lane];
+        }
     }
 }
 
-static int64_t blocks_of(const tq_rows_view & t) {
-    return t.ne[0] * t.ne[1] * t.ne[2] * t.ne[3] / TQ_BLOCK;
+static unsigned blocks_of(const tq_rows_view & t) {
+    return (unsigned) (t.ne[0] * t.ne[1] * t.ne[2] * t.ne[3] / TQ_BLOCK);
 }
 
-static unsigned grid_for(int64_t blocks) {
-    const int64_t needed = (blocks + warps - 1) / warps;
-    return (unsigned) (needed < 1 << 16 ? needed : 1 << 16);
+static unsigned grid_for(unsigned blocks) {
+    const unsigned needed = (blocks + warps - 1) / warps;
+    return needed < 1 << 16 ? needed : 1 << 16;
 }
 
 } // namespace
 
-void tq_cuda_encode(int type, const tq_rows_view & src, bool src_is_half, const tq_rows_ids & ids,
-                    const tq_rows_view & dst, cudaStream_t stream) {
-    const int64_t blocks = blocks_of(src);
-    if (blocks == 0) {
+void tq_cuda_encode(const tq_rows_store * stores, int count, cudaStream_t stream) {
+    encode_jobs jobs = {};
+    unsigned most = 0;
+    int width = 2;
+    for (int i = 0; i < count; i++) {
+        jobs.of[i] = stores[i];
+        jobs.blocks[i] = blocks_of(stores[i].src);
+        most = jobs.blocks[i] > most ? jobs.blocks[i] : most;
+        width = stores[i].rotation > TQ_BLOCK * width ? stores[i].rotation / TQ_BLOCK : width;
+    }
+    if (most == 0) {
         return;
     }
-    switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                             \
-    case TQ_TYPE_##NAME:                                                                                               \
-        encode<TQ_TYPE_##NAME><<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, src_is_half, ids, dst, blocks); \
-        break;
-#include "types.def"
-#undef TQ_TYPE
+    jobs.parts = most < few_blocks ? width / 2 : 1;
+    const dim3 grid(grid_for((most + width - 1) / width * jobs.parts), (unsigned) count);
+    if (width == 2) {
+        tq_cuda::launch<encode<2>>(grid, warps * TQ_LANES, 0, stream, jobs);
+    } else if (width == 4) {
+        tq_cuda::launch<encode<4>>(grid, warps * TQ_LANES, 0, stream, jobs);
+    } else {
+        tq_cuda::launch<encode<8>>(grid, warps * TQ_LANES, 0, stream, jobs);
     }
 }
 
 void tq_cuda_decode(int type, const tq_rows_view & src, const tq_rows_ids & ids, const tq_rows_view & dst,
                     bool dst_is_half, cudaStream_t stream) {
-    const int64_t blocks = blocks_of(dst);
+    const unsigned blocks = blocks_of(dst);
     if (blocks == 0) {
         return;
     }
     switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                             \
-    case TQ_TYPE_##NAME:                                                                                               \
-        decode<TQ_TYPE_##NAME><<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, ids, dst, dst_is_half, blocks); \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                          \
+    case TQ_TYPE_##NAME:                                                                                            \
+        tq_cuda::launch<decode<TQ_TYPE_##NAME>>(dim3(grid_for(blocks)), warps * TQ_LANES, 0, stream, src, ids, dst, \
+                                                dst_is_half, blocks);                                               \
         break;
 #include "types.def"
 #undef TQ_TYPE
@@ -237,14 +389,14 @@ void tq_cuda_decode(int type, const tq_rows_view & src, const tq_rows_ids & ids,
 }
 
 void tq_cuda_copy(int type, const tq_rows_view & src, const tq_rows_view & dst, cudaStream_t stream) {
-    const int64_t blocks = blocks_of(src);
+    const unsigned blocks = blocks_of(src);
     if (blocks == 0) {
         return;
     }
     switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                \
-    case TQ_TYPE_##NAME:                                                                  \
-        copy<bytes><<<grid_for(blocks), warps * TQ_LANES, 0, stream>>>(src, dst, blocks); \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                   \
+    case TQ_TYPE_##NAME:                                                                                     \
+        tq_cuda::launch<copy<bytes>>(dim3(grid_for(blocks)), warps * TQ_LANES, 0, stream, src, dst, blocks); \
         break;
 #include "types.def"
 #undef TQ_TYPE

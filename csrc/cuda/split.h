@@ -15,8 +15,10 @@ bool prefill_takes(const tq_cuda_attn & a, const tq_cuda_device & device);
 size_t prefill_scratch(const tq_cuda_attn & a, const tq_cuda_device & device);
 void prefill_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream);
 
-// Partial sums [row, split, v.dim] with their maxima (in log2) and sums, to a.out.
+// Partial sums [row, split, v.dim] with their maxima (in log2) and sums, to a.out, rotated back.
 void merge_run(const tq_cuda_attn & a, int splits, const float * partial, const float2 * state, cudaStream_t stream);
+// Rotates a.out back.
+void rotate_back_run(const tq_cuda_attn & a, cudaStream_t stream);
 
 // What sums of values are multiplied with: 1 / (sum of weights, the sink included). `most` is the maximum, in log2.
 // Zero where a query sees nothing.
@@ -40,6 +42,20 @@ __device__ __forceinline__ float capped(float x) {
     }
     const float e = exp2f(-2.0f * 1.44269504f * magnitude);
     return copysignf((1.0f - e) / (1.0f + e), x);
+}
+
+// The power of two that brings a value of this size below 2, and its inverse.
+__device__ __forceinline__ void powers(float top, float & down, float & up) {
+    const unsigned exponent = max(min(__float_as_uint(top) >> 23, 253u), 1u);
+    down = __uint_as_float((254 - exponent) << 23);
+    up = __uint_as_float(exponent << 23);
+}
+
+__device__ __forceinline__ float largest(float x) { // of a warp
+    for (int step = 16; step > 0; step >>= 1) {
+        x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, step));
+    }
+    return x;
 }
 
 // Value i of G: the query against the mean as RoPE pairs them, so that G . (rotation of the mean by some angle) is q .

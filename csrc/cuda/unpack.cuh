@@ -3,7 +3,8 @@
 // A look-up gives bytes of level + 128. A byte under 0x64 is the half 1024 + byte, so fma(half, s, -1152 s) is the
 // level times the scale: one prmt and one fma for two values. The product has 4 + 7 significant bits, so nothing is
 // rounded. Scales are 2^-4 of what they are, so that 1152 times the largest fits a half; the kernels give the 16 back
-// to sums. A scale below 2^-17 (a block whose largest value is below 0.001) is rounded to a multiple of 2^-20.
+// to sums. A scale below 2^-17 (a block whose largest value is below 0.001) is rounded to a multiple of 2^-20, one
+// below that possibly to zero.
 #pragma once
 
 #include "attention.h"
@@ -29,14 +30,19 @@ __device__ __forceinline__ half2 widen_high(unsigned levels) { // bytes 2 and 3
     return as_half2(TQ_PRMT(levels, magic, 0x4342));
 }
 
-// Both scales of a word; bits above the 16th do not matter.
+__device__ __forceinline__ half2 multiply(half2 a, half2 b) { // the compiler takes half2 apart, to no gain
+    unsigned r;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(as_word(a)), "r"(as_word(b)));
+    return as_half2(r);
+}
+
+// Both scales of a word; bits above the 16th do not matter. A code less 16, shifted to where a half has its exponent,
+// is 2^6 times the scale.
 __device__ __forceinline__ half2 decode_scales(unsigned w) {
-    const unsigned e = w & 0x7C00u;
-    const unsigned base = (e << 13) + ((TQ_CODE_BIAS << 20) - (4u << 23));
-    const unsigned s0 = (base + ((w & 15u) << 20)) | (w << 27 & 0x80000000u);
-    const unsigned s1 = (base + ((w & 0x1E0u) << 15)) | (w << 22 & 0x80000000u);
-    const half2 s = __floats2half2_rn(__uint_as_float(s0), __uint_as_float(s1));
-    return as_half2(e == 0 ? 0u : as_word(s));
+    const unsigned codes = (w & 0x7C00u) * 0x10001u - 0x08000800u + ((w << 7 & 0x780u) | (w << 18 & 0x7800000u));
+    const unsigned signs = (w << 11 & 0x8000u) | (w << 22 & 0x80000000u);
+    const half2 scales = multiply(as_half2(codes | signs), as_half2(0x14001400u)); // 2^-10
+    return as_half2(w & 0x7800u ? as_word(scales) : 0u);
 }
 
 // A place in shared memory. 32 bits, because the compiler keeps generic pointers in 64 and adds them in two steps.
@@ -56,6 +62,20 @@ __device__ __forceinline__ unsigned load_short(place p) {
     unsigned short w;
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(p));
     return w;
+}
+
+// Zero-extended at once: a short that is widened later makes the compiler wait for it where it is read.
+__device__ __forceinline__ unsigned load_global_short(const void * p) {
+    unsigned w;
+    asm volatile("ld.global.u16 %0, [%1];" : "=r"(w) : "l"(p));
+    return w;
+}
+
+// Both parts of two floats as halves: 22 bits of them.
+__device__ __forceinline__ void split_float2(float2 x, unsigned & high, unsigned & low) {
+    const half2 h = __floats2half2_rn(x.x, x.y);
+    high = as_word(h);
+    low = as_word(__floats2half2_rn(x.x - __low2float(h), x.y - __high2float(h)));
 }
 
 // Words from a place that is even, but need not be divisible by four.
@@ -127,12 +147,17 @@ template <> struct format<TQ_CUDA_F16> {
     static __device__ __forceinline__ books load_books() { return {}; }
 };
 
-template <int type> constexpr float unit_of = format<type>::is_tq ? 16.0f : 1.0f;
+// Of the place where unpacking a block puts value v: 16 h + 4 r + b of tq_dev_place.
+__device__ __forceinline__ int position_of(bool planes, int v) {
+    const int sub = v >> 4, low = v & 1;
+    return planes ? 16 * (v >> 2 & 1) + 4 * ((v >> 1 & 1) + 2 * (v >> 3 & 1)) + 2 * low + sub
+                  : 16 * (v >> 3 & 1) + 4 * (v >> 1 & 3) + 2 * low + sub;
+}
 
 // Half h of a block as levels: four words as tq_device.h describes them, and the scales of both sub-blocks.
 struct half_block {
     unsigned level[4];
-    half2 scale;
+    half2 scale, offset; // -1152 times the scale
 };
 
 __device__ __forceinline__ half_block load_q8_0(place block, int h) {
@@ -185,31 +210,29 @@ __device__ __forceinline__ void load_both(place p, unsigned odd, const books & b
             }
         }
         r[0].scale = r[1].scale = decode_scales(word);
+        r[0].offset = r[1].offset = multiply(r[0].scale, as_half2(0xE480E480u));
     }
 }
 
-// Two widened levels times their scales. `offset` is -1152 times the scales.
+// Two widened levels times their scales.
 template <int type> __device__ __forceinline__ half2 scaled(half2 levels, half2 scale, half2 offset) {
     if constexpr (format<type>::is_tq) {
-        return __hfma2(levels, scale, offset);
+        unsigned r;
+        asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(as_word(levels)), "r"(as_word(scale)), "r"(as_word(offset)));
+        return as_half2(r);
     } else {
         // the scale of q8_0 has eleven bits: 1152 times it would be rounded
         return __hmul2(__hadd2(levels, __float2half2_rn(-1152.0f)), scale);
     }
 }
 
-__device__ __forceinline__ half2 offset_of_scale(half2 scale) {
-    return __hmul2(scale, __float2half2_rn(-1152.0f));
-}
-
 // Values of half h as eight pairs (value of sub-block 0, value of sub-block 1): pair 2r + p is bytes 2p, 2p + 1 of word
 // r.
 template <int type> __device__ __forceinline__ void values_of(const half_block & r, half2 (&out)[8]) {
-    const half2 offset = offset_of_scale(r.scale);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        out[2 * i] = scaled<type>(widen_low(r.level[i]), r.scale, offset);
-        out[2 * i + 1] = scaled<type>(widen_high(r.level[i]), r.scale, offset);
+        out[2 * i] = scaled<type>(widen_low(r.level[i]), r.scale, r.offset);
+        out[2 * i + 1] = scaled<type>(widen_high(r.level[i]), r.scale, r.offset);
     }
 }
 

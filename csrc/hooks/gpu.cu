@@ -1,7 +1,11 @@
 #include "gpu.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "cuda/attention.h"
 #include "cuda/rows.h"
+#include "ggml-cuda/fwht.cuh"
 
 static bool is_tq(const ggml_tensor * t) {
     return tq_type_from_id(t->type) >= 0;
@@ -11,9 +15,13 @@ static bool is_float(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16;
 }
 
+static bool is_whole(const ggml_tensor * t) {
+    return t->ne[0] % TQ_BLOCK == 0 && ggml_nelements(t) / TQ_BLOCK < (int64_t) 1 << 32;
+}
+
 // Blocks of a row must follow one another.
 static bool has_whole_rows(const ggml_tensor * t) {
-    return t->nb[0] == ggml_type_size(t->type) && t->ne[0] % ggml_blck_size(t->type) == 0;
+    return t->nb[0] == ggml_type_size(t->type) && is_whole(t);
 }
 
 static tq_rows_view view(const ggml_tensor * t) {
@@ -36,12 +44,13 @@ static tq_rows_ids row_ids(const ggml_tensor * t) {
 
 static bool can_set_rows(const ggml_tensor * op) {
     const ggml_tensor *src = op->src[0], *ids = op->src[1];
-    return is_tq(op) && is_float(src) && (ids->type == GGML_TYPE_I64 || ids->type == GGML_TYPE_I32) &&
+    return is_tq(op) && is_float(src) && is_whole(src) && (ids->type == GGML_TYPE_I64 || ids->type == GGML_TYPE_I32) &&
            has_whole_rows(op);
 }
 
 static bool can_get_rows(const ggml_tensor * op) {
-    return is_tq(op->src[0]) && is_float(op) && op->src[1]->type == GGML_TYPE_I32 && has_whole_rows(op->src[0]);
+    return is_tq(op->src[0]) && is_float(op) && is_whole(op) && op->src[1]->type == GGML_TYPE_I32 &&
+           has_whole_rows(op->src[0]);
 }
 
 static bool can_copy(const ggml_tensor * op) {
@@ -49,7 +58,8 @@ static bool can_copy(const ggml_tensor * op) {
     if (is_tq(from) && is_tq(to)) {
         return from->type == to->type && has_whole_rows(from) && has_whole_rows(to);
     }
-    return is_tq(from) ? is_float(to) && has_whole_rows(from) : is_float(from) && has_whole_rows(to);
+    return is_tq(from) ? is_float(to) && is_whole(to) && has_whole_rows(from)
+                       : is_float(from) && is_whole(from) && has_whole_rows(to);
 }
 
 static int attention_type(ggml_type type) {
@@ -107,9 +117,9 @@ static bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
 
     const ggml_tensor *plain = op->src[GGML_TQ_SRC_QUERY], *mean = op->src[GGML_TQ_SRC_MEAN],
                       *turns = op->src[GGML_TQ_SRC_TURNS], *ids = op->src[GGML_TQ_SRC_CHUNK];
-    if (plain) {
-        if (plain->type != GGML_TYPE_F32 || plain->nb[0] != sizeof(float) || !ggml_are_same_shape(plain, q) || !mean ||
-            mean->type != GGML_TYPE_F32 || !turns || turns->type != GGML_TYPE_F32 || !ids ||
+    if (ids) {
+        if (!plain || plain->type != GGML_TYPE_F32 || plain->nb[0] != sizeof(float) || !ggml_are_same_shape(plain, q) ||
+            !mean || mean->type != GGML_TYPE_F32 || !turns || turns->type != GGML_TYPE_F32 ||
             ids->type != GGML_TYPE_I32) {
             return false;
         }
@@ -119,6 +129,7 @@ static bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
         a.qp_stream_stride = (int64_t) plain->nb[3];
         a.mean = static_cast<const float *>(mean->data);
         a.turns = static_cast<const float *>(turns->data);
+        a.chunks = (int) turns->ne[1];
         a.ids = static_cast<const int *>(ids->data);
         a.n_rot = ggml_get_op_params_i32(op, GGML_TQ_PARAM_ROPE_DIMS);
         a.neox = ggml_get_op_params_i32(op, GGML_TQ_PARAM_NEOX) != 0;
@@ -148,6 +159,18 @@ bool ggml_cuda_tq_supports(int device, const ggml_tensor * op) {
     }
 }
 
+static tq_rows_store store(const ggml_tensor * src, const ggml_tensor * ids, const ggml_tensor * dst) {
+    return {tq_type_from_id(dst->type),          0,        src->type == GGML_TYPE_F16, view(src),
+            ids ? row_ids(ids) : tq_rows_ids {}, view(dst)};
+}
+
+static void run(ggml_backend_cuda_context & ctx, const tq_cuda_attn & a) {
+    const tq_cuda_device device = describe(ctx.device);
+    ggml_cuda_pool_alloc<char> scratch(ctx.pool());
+    const size_t size = tq_cuda_attn_scratch(a, device);
+    tq_cuda_attn_run(a, device, size ? scratch.alloc(size) : nullptr, ctx.stream());
+}
+
 bool ggml_cuda_tq_compute(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     if (!ggml_tq_in(dst)) {
         return false;
@@ -155,10 +178,11 @@ bool ggml_cuda_tq_compute(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const ggml_tensor * src = dst->src[0];
     cudaStream_t stream = ctx.stream();
     switch (dst->op) {
-        case GGML_OP_SET_ROWS:
-            tq_cuda_encode(tq_type_from_id(dst->type), view(src), src->type == GGML_TYPE_F16, row_ids(dst->src[1]),
-                           view(dst), stream);
+        case GGML_OP_SET_ROWS: {
+            const tq_rows_store rows = store(src, dst->src[1], dst);
+            tq_cuda_encode(&rows, 1, stream);
             break;
+        }
         case GGML_OP_GET_ROWS:
             tq_cuda_decode(tq_type_from_id(src->type), view(src), row_ids(dst->src[1]), view(dst),
                            dst->type == GGML_TYPE_F16, stream);
@@ -170,7 +194,8 @@ bool ggml_cuda_tq_compute(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
             } else if (is_tq(src)) {
                 tq_cuda_decode(tq_type_from_id(src->type), view(src), {}, view(to), to->type == GGML_TYPE_F16, stream);
             } else {
-                tq_cuda_encode(tq_type_from_id(to->type), view(src), src->type == GGML_TYPE_F16, {}, view(to), stream);
+                const tq_rows_store rows = store(src, nullptr, to);
+                tq_cuda_encode(&rows, 1, stream);
             }
             break;
         }
@@ -178,10 +203,7 @@ bool ggml_cuda_tq_compute(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
             tq_cuda_attn a;
             const bool is_covered = describe(dst, a);
             GGML_ASSERT(is_covered);
-            const tq_cuda_device device = describe(ctx.device);
-            ggml_cuda_pool_alloc<char> scratch(ctx.pool());
-            const size_t size = tq_cuda_attn_scratch(a, device);
-            tq_cuda_attn_run(a, device, size ? scratch.alloc(size) : nullptr, stream);
+            run(ctx, a);
             break;
         }
         default:
@@ -189,4 +211,144 @@ bool ggml_cuda_tq_compute(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     }
     CUDA_CHECK(cudaGetLastError());
     return true;
+}
+
+// --- rotations that the kernels do on the way ---
+// A graph rotates Q, K and V by products of their own, writes K and V to the cache, attends, and rotates the result
+// back. Where these follow one another, two kernels do all of it.
+
+namespace {
+
+struct attention_block {
+    std::vector<const ggml_tensor *> rotations; // whose products need not be computed
+    std::vector<tq_rows_store> stores;
+    const ggml_tensor * attention = nullptr;
+    tq_cuda_attn a;
+    int end = 0; // the node after the last; 0 without attention
+};
+
+} // namespace
+
+static bool is_view(const ggml_tensor * t) {
+    return t->op == GGML_OP_NONE || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_VIEW || t->op == GGML_OP_PERMUTE ||
+           t->op == GGML_OP_TRANSPOSE;
+}
+
+static bool has_one_use(const ggml_cgraph * graph, const ggml_tensor * t) {
+    const size_t at = ggml_hash_find(&graph->visited_hash_set, t);
+    return ggml_bitset_get(graph->visited_hash_set.used, at) && graph->use_counts[at] == 1 &&
+           !(t->flags & GGML_TENSOR_FLAG_OUTPUT);
+}
+
+// What a tensor is a view of, if nobody else sees it.
+static const ggml_tensor * origin(const ggml_cgraph * graph, const ggml_tensor * t) {
+    while (has_one_use(graph, t)) {
+        if (!is_view(t) || !t->src[0]) {
+            return t;
+        }
+        t = t->src[0];
+    }
+    return nullptr;
+}
+
+// The rotation whose result a tensor is, among those of the block.
+static const ggml_tensor * rotation_of(const attention_block & block, const ggml_cgraph * graph,
+                                       const ggml_tensor * t) {
+    const ggml_tensor * from = origin(graph, t);
+    const bool is_known = std::find(block.rotations.begin(), block.rotations.end(), from) != block.rotations.end();
+    return is_known ? from : nullptr;
+}
+
+// Where `t` would be if it were not rotated.
+static char * before_rotation(const ggml_tensor * rotation, const ggml_tensor * t) {
+    return static_cast<char *>(rotation->src[1]->data) +
+           (static_cast<char *>(t->data) - static_cast<char *>(rotation->data));
+}
+
+static bool overlaps(const void * data, size_t size, const ggml_tensor * t) {
+    const char *begin = static_cast<const char *>(data), *other = t ? static_cast<const char *>(t->data) : nullptr;
+    return other && begin < other + ggml_nbytes(t) && other < begin + size;
+}
+
+// Whether results may be written to `out` while other blocks of threads still read what attention reads. Queries in the
+// very same places are read before they are overwritten.
+static bool may_write(const attention_block & block, const void * out, size_t size, const ggml_tensor * queries) {
+    const tq_cuda_attn & a = block.a;
+    for (int i = 3; i < GGML_MAX_SRC; i++) {
+        const ggml_tensor * src = block.attention->src[i];
+        if (i != GGML_TQ_SRC_QUERY && overlaps(out, size, src)) {
+            return false;
+        }
+    }
+    const bool same = out == queries->data && a.k.dim == a.v.dim && a.q_head_stride == a.k.dim * 4 &&
+                      a.q_token_stride == a.q_head_stride * a.heads;
+    return same || !overlaps(out, size, queries);
+}
+
+// The nodes from i on, as far as they belong together; `end` stays 0 where they cannot be joined.
+static attention_block find_block(const ggml_cgraph * graph, int i, int device) {
+    attention_block block;
+    const ggml_tensor * queries = nullptr;
+    for (; i < graph->n_nodes; i++) {
+        const ggml_tensor * node = graph->nodes[i];
+        if (is_view(node) || ggml_is_empty(node)) {
+            continue;
+        }
+        if (ggml_cuda_op_mul_mat_use_fwht(node) && block.attention) {
+            block.a.v_rotation = (int) node->ne[0];
+            if (origin(graph, node->src[1]) == block.attention && tq_cuda_attn_supports(block.a, describe(device)) &&
+                may_write(block, node->data, ggml_nbytes(node), queries)) {
+                block.a.out = static_cast<float *>(node->data);
+                block.end = i + 1;
+            } else {
+                block.a.v_rotation = 0;
+            }
+            return block;
+        }
+        if (ggml_cuda_op_mul_mat_use_fwht(node) && node->src[1]->type == GGML_TYPE_F32 && block.rotations.size() < 3) {
+            block.rotations.push_back(node);
+            continue;
+        }
+        const ggml_tensor * rotation = block.attention ? nullptr : rotation_of(block, graph, node->src[0]);
+        if (!rotation) {
+            return block;
+        }
+        if (node->op == GGML_OP_SET_ROWS && can_set_rows(node) && block.stores.size() < most_stores &&
+            rotation->ne[0] <= most_rotated && node->src[0]->ne[0] % rotation->ne[0] == 0) {
+            tq_rows_store rows = store(node->src[0], node->src[1], node);
+            rows.src.data = before_rotation(rotation, node->src[0]);
+            rows.rotation = (int) rotation->ne[0];
+            block.stores.push_back(rows);
+        } else if (node->op == GGML_OP_FLASH_ATTN_EXT && block.stores.size() + 1 == block.rotations.size() &&
+                   describe(node, block.a)) {
+            block.attention = node;
+            queries = rotation->src[1];
+            block.a.q = before_rotation(rotation, node->src[0]);
+            block.a.k_rotation = (int) rotation->ne[0];
+            if (!tq_cuda_attn_supports(block.a, describe(device)) ||
+                !may_write(block, node->data, ggml_nbytes(node), queries)) {
+                return block;
+            }
+            block.end = i + 1;
+        } else {
+            return block;
+        }
+    }
+    return block;
+}
+
+int ggml_cuda_tq_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i) {
+    if (!ggml_cuda_op_mul_mat_use_fwht(graph->nodes[i])) {
+        return 0;
+    }
+    const attention_block block = find_block(graph, i, ctx.device);
+    if (block.end == 0) {
+        return 0;
+    }
+    if (!block.stores.empty()) {
+        tq_cuda_encode(block.stores.data(), (int) block.stores.size(), ctx.stream());
+    }
+    run(ctx, block.a);
+    CUDA_CHECK(cudaGetLastError());
+    return block.end - i - 1;
 }

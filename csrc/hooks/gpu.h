@@ -8,6 +8,9 @@
 bool ggml_cuda_tq_supports(int device, const ggml_tensor * op);
 // Computes the operation and returns true, or false if none of the types is in it.
 bool ggml_cuda_tq_compute(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+// Computes the attention of a layer that begins with node i, from the rotation of Q, K and V to that of the result, and
+// returns how many nodes after i are done, or 0 if nothing was.
+int ggml_cuda_tq_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
 
 #if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
 // These backends are compiled from ggml-cuda's sources, and csrc/cuda is not for them: they refuse.
@@ -18,5 +21,9 @@ inline bool ggml_cuda_tq_supports(int, const ggml_tensor * op) {
 
 inline bool ggml_cuda_tq_compute(ggml_backend_cuda_context &, ggml_tensor *) {
     return false;
+}
+
+inline int ggml_cuda_tq_fuse(ggml_backend_cuda_context &, const ggml_cgraph *, int) {
+    return 0;
 }
 #endif
