@@ -27,7 +27,7 @@ tq_attn_cache describe(const ggml_tensor * t) {
 
 tq_attn_centre describe_centre(const ggml_tensor * op) {
     const ggml_tensor *query = op->src[GGML_TQ_SRC_QUERY], *chunk = op->src[GGML_TQ_SRC_CHUNK];
-    if (!query) {
+    if (!chunk) {
         return {};
     }
     return {

@@ -28,7 +28,7 @@ TQ_API bool ggml_tq_can_store(ggml_backend_dev_t dev, enum ggml_type type, int64
 
 // Centred keys: flash attention adds to the score of a cell what tq_attn_centre (cpu/attention/attention.h) says.
 // query F32 [head, tokens, heads, streams], before the rotation; mean F32 [head, kv heads]; turns F32 [head, chunks];
-// chunk I32 [cells, streams], rows of turns.
+// chunk I32 [cells, streams], rows of turns. A query alone changes nothing: it is there for kernels that rotate.
 enum { GGML_TQ_SRC_QUERY = 5, GGML_TQ_SRC_MEAN, GGML_TQ_SRC_TURNS, GGML_TQ_SRC_CHUNK };
 enum { GGML_TQ_PARAM_ROPE_DIMS = 14, GGML_TQ_PARAM_NEOX };
 TQ_API void ggml_tq_set_centre(struct ggml_tensor * flash_attn, struct ggml_tensor * query, struct ggml_tensor * mean,

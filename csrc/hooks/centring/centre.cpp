@@ -493,13 +493,12 @@ public:
 
 } // namespace
 
-llama_tq_offsets llama_tq_centre(ggml_context * ctx, llm_graph_result * res, const llama_kv_cache_context * context,
-                                 const ggml_tensor * mask, ggml_tensor * query, ggml_tensor ** keys,
-                                 const llama_cparams & cparams, int il) {
-    const llama_kv_cache & cache = context->get_kv();
+static llama_tq_offsets offsets_of(ggml_context * ctx, llm_graph_result * res, const llama_kv_cache & cache,
+                                   const ggml_tensor * mask, ggml_tensor * query, ggml_tensor ** keys,
+                                   const llama_cparams & cparams, int il) {
     const llama_tq_centring::layer * layer = cache.tq ? cache.tq->find(cache.get_k_storage(il)) : nullptr;
     if (!layer || cparams.training) { // which attends to the keys of the batch, not of the cache
-        return {};
+        return {nullptr, query};
     }
     input * in = nullptr;
     for (const auto & other : res->inputs) {
@@ -516,6 +515,22 @@ llama_tq_offsets llama_tq_centre(ggml_context * ctx, llm_graph_result * res, con
     return {layer, query, in->chunk, in->cell_row, in->cell_pos};
 }
 
+llama_tq_offsets llama_tq_centre(ggml_context * ctx, ggml_cgraph * graph, llm_graph_result * res,
+                                 const llama_kv_cache_context * context, const ggml_tensor * mask, ggml_tensor * query,
+                                 ggml_tensor ** keys, ggml_tensor * values, const llama_cparams & cparams, int il) {
+    const llama_kv_cache & cache = context->get_kv();
+    if (!llama_tq_is(context->type_k()) && !llama_tq_is(context->type_v())) {
+        return {};
+    }
+    const llama_tq_offsets offsets = offsets_of(ctx, res, cache, mask, query, keys, cparams, il);
+    for (ggml_tensor * rotated : {query, values, *keys}) {
+        if (rotated) {
+            ggml_build_forward_expand(graph, rotated);
+        }
+    }
+    return offsets;
+}
+
 static ggml_tensor * by_stream(ggml_context * ctx, ggml_tensor * query, int64_t n_stream) {
     const int64_t n = query->ne[2] / n_stream;
     query = ggml_view_4d(ctx, query, query->ne[0], query->ne[1], n, n_stream, query->nb[1], query->nb[2],
@@ -524,11 +539,16 @@ static ggml_tensor * by_stream(ggml_context * ctx, ggml_tensor * query, int64_t 
 }
 
 void llama_tq_attach(ggml_context * ctx, ggml_tensor * op, const llama_tq_offsets * o) {
-    if (o && o->layer) {
+    if (!o || !o->query) {
+        return;
+    }
+    ggml_tensor * query = by_stream(ctx, o->query, op->src[1]->ne[3]);
+    if (!o->layer) {
+        op->src[GGML_TQ_SRC_QUERY] = query;
+    } else {
         const llama_tq_centring::layer & l = *o->layer;
         ggml_tensor * mean = ggml_view_2d(ctx, l.rows, l.head, l.heads, l.head * sizeof(float), l.rows->nb[1]);
-        ggml_tq_set_centre(op, by_stream(ctx, o->query, o->chunk->ne[1]), mean, l.turns, o->chunk, l.rope.n_dims,
-                           l.rope.is_neox());
+        ggml_tq_set_centre(op, query, mean, l.turns, o->chunk, l.rope.n_dims, l.rope.is_neox());
     }
 }
 

@@ -106,17 +106,18 @@ void llama_tq_check_cells(uint32_t cell_count, const llama_kv_cache & cache);
 // What attention over centred keys needs; `layer` is null where they are not.
 struct llama_tq_offsets {
     const llama_tq_centring::layer * layer = nullptr;
-    ggml_tensor * query = nullptr; // before the rotation
+    ggml_tensor * query = nullptr; // before the rotation; null in a cache without a TQ type
     ggml_tensor * chunk = nullptr; // I32 [cells, streams]
     ggml_tensor * row = nullptr;   // I32 [cells * streams], without flash attention
     ggml_tensor * pos = nullptr;   // likewise
 };
 
-// Before the rotation: centres new keys, if there are any, and prepares the offsets of the scores.
-llama_tq_offsets llama_tq_centre(ggml_context * ctx, llm_graph_result * res, const llama_kv_cache_context * cache,
-                                 const ggml_tensor * mask, ggml_tensor * query, ggml_tensor ** keys,
-                                 const llama_cparams & cparams, int il);
-// Lets flash attention add them; `offsets` may be null.
+// Before the rotation: centres new keys, if there are any, and prepares the offsets of the scores. What will be rotated
+// is computed first, so that nothing lies between the rotations: a backend may do them on the way.
+llama_tq_offsets llama_tq_centre(ggml_context * ctx, ggml_cgraph * graph, llm_graph_result * res,
+                                 const llama_kv_cache_context * cache, const ggml_tensor * mask, ggml_tensor * query,
+                                 ggml_tensor ** keys, ggml_tensor * values, const llama_cparams & cparams, int il);
+// Lets flash attention add them, and keeps the query until then; `offsets` may be null.
 void llama_tq_attach(ggml_context * ctx, ggml_tensor * flash_attn, const llama_tq_offsets * offsets);
 // Adds them to scores, [cells, tokens, heads, streams].
 ggml_tensor * llama_tq_add(ggml_context * ctx, ggml_tensor * scores, const llama_tq_offsets * offsets);
