@@ -17,10 +17,10 @@ from click.testing import CliRunner
 
 import llama_tq
 from llama_tq import cli
-from llama_tq.tools import embedded, memory
-from llama_tq.tools.errors import InputError
-from llama_tq.tools.installed import cache_types
-from llama_tq.tools.pairs import Pair, bits_per_value, parse_pairs
+from llama_tq.errors import InputError
+from llama_tq.runtime import embedded, memory
+from llama_tq.runtime.installed import cache_types
+from llama_tq.runtime.pairs import Pair, bits_per_value, parse_pairs
 from tiny_models import MODELS
 
 PROMPT = "def __init__(self"

@@ -19,26 +19,26 @@ from . import _gguf
 if TYPE_CHECKING:
     from . import reference as reference
     from ._api import Kernel, active_isa, dequantize, dot, force_isa, kernels, quantize, types
-    from .tools.bench import bench
-    from .tools.benchmark import benchmark
-    from .tools.centre import centre
-    from .tools.centring import centring
-    from .tools.compare import compare
-    from .tools.demo import demo
-    from .tools.errors import InputError
-    from .tools.evaluate import evaluate
-    from .tools.generate import generate
-    from .tools.info import info
-    from .tools.pairs import Pair
-    from .tools.plan import plan
+    from .commands.bench import bench
+    from .commands.benchmark import benchmark
+    from .commands.centre import centre
+    from .commands.compare import compare
+    from .commands.demo import demo
+    from .commands.evaluate import evaluate
+    from .commands.generate import generate
+    from .commands.info import info
+    from .commands.plan import plan
+    from .errors import InputError
+    from .runtime.centring import centring
+    from .runtime.pairs import Pair
 
 _MODULES = {
     "_api": ("Kernel", "active_isa", "dequantize", "dot", "force_isa", "kernels", "quantize", "types"),
-    "tools.errors": ("InputError",),
-    "tools.pairs": ("Pair",),
-    "tools.centring": ("centring",),
+    "errors": ("InputError",),
+    "runtime.pairs": ("Pair",),
+    "runtime.centring": ("centring",),
     **{
-        f"tools.{name}": (name,)
+        f"commands.{name}": (name,)
         for name in (
             "bench",
             "benchmark",

@@ -6,13 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import centred_copy
-from .centring import is_on
-from .errors import InputError
-from .means import Means, means, not_centred
-from .pairs import Pair
-from .plan import STEP, memory_of
-from .runtime import Model
+from ..errors import InputError
+from ..runtime import centred_copy
+from ..runtime.centring import is_on
+from ..runtime.means import Means, means, not_centred
+from ..runtime.models import STEP, Model, memory_of
+from ..runtime.pairs import Pair
 
 _ANY_TQ = Pair("tq4_0", "tq4_0")  # llama.cpp takes all TQ types for a model or none
 

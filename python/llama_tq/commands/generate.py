@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import InputError
+from ..runtime.models import Context, Model
+from ..runtime.pairs import REFERENCE, Pair
 from .defaults import N_TOKENS
-from .errors import InputError
-from .pairs import REFERENCE, Pair
-from .runtime import Context, Model
 
 
 @dataclass(frozen=True)

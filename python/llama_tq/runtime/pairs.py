@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import gguf
 
-import llama_tq
-
-from .errors import InputError
+from ..errors import InputError
+from ..reference import TYPES
 from .installed import cache_types
 
 UNCENTRED = "uncentred"  # after a pair: its keys are stored as they are
@@ -32,7 +31,7 @@ def type_id(name: str) -> int:
 
 def is_tq(name: str) -> bool:
     """Whether the type is one of this project."""
-    return name in (t.name for t in llama_tq.types())
+    return name in TYPES
 
 
 def block(name: str) -> tuple[int, int]:
@@ -60,8 +59,9 @@ class Pair:
         check_type(self.k)
         check_type(self.v)
         if not self.centred and not is_tq(self.k):
-            ours = ", ".join(t.name for t in llama_tq.types())
-            raise InputError(f"{self.k} keys are never centred: {UNCENTRED!r} goes with K of type {ours}.")
+            raise InputError(
+                f"{self.k} keys are never centred: {UNCENTRED!r} goes with K of type {', '.join(TYPES)}."
+            )
 
     def __str__(self) -> str:
         return f"{self.k}/{self.v}" + ("" if self.centred else f" {UNCENTRED}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import embedded
+from ..runtime import embedded
+from ..runtime.models import DEMO, Model
+from ..runtime.pairs import REFERENCE, Pair
 from .evaluate import Evaluation, evaluate
 from .generate import Generation, continue_text
-from .pairs import REFERENCE, Pair
-from .runtime import DEMO, Model
 
 PAIRS = (REFERENCE, *map(Pair.parse, ("q8_0", "q4_0", "tq4_0", "tq3_0", "tq4_0/tq2_1")))
 N_CTX = 4096  # as deep as the model was trained

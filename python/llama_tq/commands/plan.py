@@ -11,12 +11,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import InputError
-from .memory import format_bytes
-from .pairs import RECOMMENDED, REFERENCE, YARDSTICKS, Pair
-from .runtime import Context, Memory, Model
+from ..errors import InputError
+from ..runtime.memory import format_bytes
+from ..runtime.models import STEP, Model, memory_of
+from ..runtime.pairs import RECOMMENDED, REFERENCE, YARDSTICKS, Pair
 
-STEP = 256  # llama.cpp rounds contexts up to it
 _FAR = 1 << 18  # tokens: more than any sliding window, so that two contexts differ only in what really grows
 
 
@@ -85,14 +84,6 @@ def plan(
             for pair in pairs or (REFERENCE, *YARDSTICKS, *RECOMMENDED)
         )
         return Plan(opened.name, opened.description, n_ctx, opened.n_ctx_train, weights, memory, rows)
-
-
-def memory_of(model: Model, pair: Pair, n_ctx: int, **how: int) -> Memory:
-    """What llama.cpp allocates for a `Context`: asked of one, so cheap only if the model has no weights
-    loaded.
-    """
-    with Context(model, pair, n_ctx, **how) as context:
-        return context.memory
 
 
 def _plan_pair(model: Model, pair: Pair, n_ctx: int, limit: int | None, how: dict[str, int]) -> PairPlan:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
-from .pairs import Pair
+from ..errors import InputError
+from ..runtime.pairs import Pair
 from .recall import Recall
 from .scoring import Scores
 

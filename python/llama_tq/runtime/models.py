@@ -19,13 +19,15 @@ import llama_cpp
 import numpy as np
 
 from .. import _native
+from .._api import threads
+from ..errors import InputError
 from . import embedded
 from .centring import centring
-from .errors import InputError
 from .pairs import FLOOR, Pair, type_id
 
 DEMO = "demo"
 BATCH = 512  # tokens that one decode call takes
+STEP = 256  # llama.cpp rounds contexts up to it
 _log = logging.getLogger("llama_tq.native")
 
 
@@ -59,11 +61,6 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     if not path.is_file():
         raise InputError(f"{path} is not a file. Give the path of a GGUF model.")
     return path
-
-
-def threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -283,3 +280,11 @@ class Context:
     def clear(self) -> None:
         """Forget everything."""
         llama_cpp.llama_memory_clear(self._memory, True)
+
+
+def memory_of(model: Model, pair: Pair, n_ctx: int, **how: int) -> Memory:
+    """What llama.cpp allocates for a `Context`: asked of one, so cheap only if the model has no weights
+    loaded.
+    """
+    with Context(model, pair, n_ctx, **how) as context:
+        return context.memory

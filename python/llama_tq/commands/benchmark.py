@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import llama_tq
-
-from . import ggml
-from .pairs import bits_per_value
+from .._api import force_isa, kernels, types
+from ..runtime import ggml
+from ..runtime.pairs import bits_per_value
 
 YARDSTICKS = ("q8_0", "q5_0", "q4_0", "iq4_nl")
 HEAD = 128  # values that a cosine and an inner product are taken over
@@ -53,16 +52,14 @@ def benchmark(
     *, values: int = VALUES, seed: int = 0, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> tuple[TypeBenchmark, ...]:
     """Every TQ type in every instruction set that this machine runs, then q8_0, q5_0, q4_0 and iq4_nl."""
-    tiers = dict.fromkeys(k.isa for k in llama_tq.kernels() if k.supported)
-    work = [(t.name, tier) for t in llama_tq.types() for tier in tiers] + [
-        (name, "ggml") for name in YARDSTICKS
-    ]
+    tiers = dict.fromkeys(k.isa for k in kernels() if k.supported)
+    work = [(t.name, tier) for t in types() for tier in tiers] + [(name, "ggml") for name in YARDSTICKS]
     rng = np.random.default_rng(seed)
     x, query = rng.standard_normal((2, values // HEAD, HEAD), np.float32)
     rows = []
     for number, (name, tier) in enumerate(work):
         progress(f"{name}, {tier}", number, len(work))
-        with nullcontext() if tier == "ggml" else llama_tq.force_isa(tier):
+        with nullcontext() if tier == "ggml" else force_isa(tier):
             rows.append(_measure(name, tier, x, query))
     progress("done", len(work), len(work))
     return tuple(rows)

@@ -6,7 +6,7 @@ import functools
 
 import llama_cpp
 
-from .errors import InputError
+from ..errors import InputError
 
 
 @functools.cache

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from . import memory
-from .centring import is_on
+from ..errors import InputError
+from ..evaluation.recall import LOOKUPS, Questions, Recall
+from ..evaluation.scoring import Scores, cut, score
+from ..evaluation.store import Store
+from ..runtime import memory
+from ..runtime.centring import is_on
+from ..runtime.means import not_centred
+from ..runtime.models import BATCH, Memory, Model, memory_of
+from ..runtime.pairs import FLOOR, RECOMMENDED, REFERENCE, YARDSTICKS, Pair, is_tq
 from .defaults import EVAL_CTX
-from .errors import InputError
-from .means import not_centred
-from .pairs import FLOOR, RECOMMENDED, REFERENCE, YARDSTICKS, Pair, is_tq
-from .plan import memory_of
-from .recall import LOOKUPS, Questions, Recall
-from .runtime import BATCH, Memory, Model
-from .scoring import Scores, cut, score
-from .store import Store
 
 
 @dataclass(frozen=True)

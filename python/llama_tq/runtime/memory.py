@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from .errors import InputError
+from ..errors import InputError
 
 _UNITS = {
     "": 1,

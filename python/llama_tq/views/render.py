@@ -13,18 +13,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .bench import Bench
-from .benchmark import TypeBenchmark
-from .centre import Centring
-from .compare import Comparison
-from .demo import Demo
-from .evaluate import Estimate, Evaluation, PairQuality
-from .generate import Generation
-from .info import Info, InfoWithModel
-from .means import MEASURED
-from .memory import format_bytes
-from .pairs import UNCENTRED, YARDSTICKS, Pair
-from .plan import Plan
+from ..commands.bench import Bench
+from ..commands.benchmark import TypeBenchmark
+from ..commands.centre import Centring
+from ..commands.compare import Comparison
+from ..commands.demo import Demo
+from ..commands.evaluate import Estimate, Evaluation, PairQuality
+from ..commands.generate import Generation
+from ..commands.info import Info, InfoWithModel
+from ..commands.plan import Plan
+from ..runtime.means import MEASURED
+from ..runtime.memory import format_bytes
+from ..runtime.pairs import UNCENTRED, YARDSTICKS, Pair
 
 _FLOOR_NOTE = (
     "The floor of this model is {}: that far from f16 is\n"

@@ -7,12 +7,11 @@ import os
 from dataclasses import dataclass
 from importlib import metadata
 
-import llama_tq
-
-from . import ggml
+from .._api import active_isa, kernels, types
+from ..runtime import ggml
+from ..runtime.installed import cache_types
+from ..runtime.pairs import bits_per_value
 from .centre import Centring, examine
-from .installed import cache_types
-from .pairs import bits_per_value
 
 DISTRIBUTION = "llama-cpp-python"
 
@@ -59,13 +58,13 @@ def info(model: str | os.PathLike[str] | None = None) -> Info:
 
     Raises InputError for a bad model.
     """
-    tiers = {k.isa: k.supported for k in llama_tq.kernels()}
-    active = llama_tq.active_isa()
+    tiers = {k.isa: k.supported for k in kernels()}
+    active = active_isa()
     found = Info(
         metadata.version(DISTRIBUTION),
         ctypes.c_char_p.in_dll(ggml.library("llama-common"), "LLAMA_COMMIT").value.decode(),
         ggml.version(),
-        tuple(Type(t.name, t.id, bits_per_value(t.name)) for t in llama_tq.types()),
+        tuple(Type(t.name, t.id, bits_per_value(t.name)) for t in types()),
         tuple(Tier(name, able, name == active) for name, able in tiers.items()),
         ggml.backends(tuple(cache_types())),
     )

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import memory
+from .._api import threads
+from ..errors import InputError
+from ..runtime import memory
+from ..runtime.models import BATCH, Context, Model, memory_of
+from ..runtime.pairs import REFERENCE, Pair
 from .defaults import DEPTHS
-from .errors import InputError
-from .pairs import REFERENCE, Pair
-from .plan import memory_of
-from .runtime import BATCH, Context, Model, threads
 
 PAIRS = (REFERENCE, *map(Pair.parse, ("q8_0", "q4_0", "tq4_0", "q8_0/tq3_0", "tq3_0")))
 WRITTEN = 16  # tokens decoded one by one for one sample

@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 
-from .bench import Bench
-from .centre import Centring
-from .evaluate import Evaluation, PairQuality
-from .pairs import REFERENCE, bits_per_value, is_tq
+from ..commands.bench import Bench
+from ..commands.centre import Centring
+from ..commands.evaluate import Evaluation, PairQuality
+from ..runtime.pairs import REFERENCE, bits_per_value, is_tq
 
 
 def pareto(result: Evaluation, path: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import gguf
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 from .means import MODEL_FILE, Means
 
 PREFIX = "tq.centre."

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _native
-from .errors import InputError
-from .runtime import Model, native_log, threads
+from .._api import threads
+from ..errors import InputError
+from .models import Model, native_log
 
 MODEL_FILE, MEASURED = "the model file", "measured"  # other sources are side files
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
-from .runtime import Context, Model
+from ..errors import InputError
+from ..runtime.models import Context, Model
 
 DEPTHS = (0.1, 0.5, 0.9)  # where in the dictionary the keys lie: 0 is its start, farthest from the question
 LOOKUPS = 16  # per depth

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
-from .runtime import Context, Model
+from ..errors import InputError
+from ..runtime.models import Context, Model
 
 _ROWS = 64  # rows of logits turned into probabilities at a time
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..runtime.models import Model
+from ..runtime.pairs import RECOMMENDED, REFERENCE, Pair
 from .defaults import N_TOKENS
 from .generate import Generation, continue_text, prompt_tokens
-from .pairs import RECOMMENDED, REFERENCE, Pair
-from .runtime import Model
 
 
 @dataclass(frozen=True)
