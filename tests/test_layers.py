@@ -19,10 +19,10 @@ LAYERS = (  # from the bottom to the top, each with the modules and folders that
     ("evaluation",),
     ("commands",),
     ("views",),
-    ("_programs", "cli"),
+    ("_programs", "cli", "turboquant.__main__"),
     ("__init__",),
 )
-HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}  # programs by full name
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 
@@ -50,10 +50,11 @@ def imported(module: str, source: str) -> Iterator[str]:
 
 def climbing(module: str, source: str) -> list[str]:
     own = top(module)
+    height = HEIGHT.get(module, HEIGHT[own])
     return [
         name
         for name in imported(module, source)
-        if top(name) != own and HEIGHT.get(top(name), len(LAYERS)) >= HEIGHT[own]
+        if top(name) != own and HEIGHT.get(top(name), len(LAYERS)) >= height
     ]
 
 

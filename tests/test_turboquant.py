@@ -12,6 +12,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import betaln, softmax
 
+from llama_tq.reference import TYPES
 from llama_tq.turboquant import (
     CompressedVector,
     TurboQuant,
@@ -22,6 +23,7 @@ from llama_tq.turboquant import (
 )
 from llama_tq.turboquant.packing import pack, unpack
 from llama_tq.turboquant.rotation import rotation
+from llama_tq.turboquant.selftest import selftest
 
 DIMENSIONS = (2, 3, 4, 7, 64, 128, 1536, 10**6)
 BITS = range(1, 9)
@@ -423,6 +425,39 @@ def test_cache_refusals():
     with pytest.raises(ValueError, match="x has NaN"):
         cache.append(np.ones(HEAD), np.full(HEAD, np.nan))
     assert len(cache) == cache.nbytes == 0
+
+
+# --- the self-test ---
+
+
+def test_selftest_shows_the_paper_and_what_softmax_makes_of_it():
+    """The columns of ``python -m llama_tq.turboquant``, and the sentence under them."""
+    rows = {row.code.name: row for row in selftest()}
+    assert list(rows) == [f"{a} {b}" for b in (2, 3, 4) for a in ("mse", "prod")] + list(TYPES)
+    for bits in (2, 3, 4):
+        mse, prod = rows[f"mse {bits}"], rows[f"prod {bits}"]
+        assert mse.lower < mse.mse < mse.upper
+        assert mse.mse == pytest.approx(distortion(HEAD, bits), rel=0.02)
+        assert abs(prod.bias) < 4 * prod.bias_error < 0.02
+        assert mse.bias == pytest.approx(-mse.mse, abs=4 * mse.bias_error)
+        assert mse.correlation > prod.correlation and mse.cosine > prod.cosine
+        assert prod.attention_kld > 3 * mse.attention_kld
+        assert prod.attention_error > 3 * mse.attention_error
+    for name, paper in {"tq4_0": "prod 4", "tq3_0": "prod 3", "tq2_1": "prod 2"}.items():
+        assert rows[name].code.bits_per_value == rows[paper].code.bits_per_value
+        assert rows[name].mse < rows[paper].mse / 3
+        assert rows[name].attention_kld < rows[paper].attention_kld / 3
+
+
+def test_selftest_prints():
+    command = [sys.executable, "-m", "llama_tq.turboquant"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    first = [line.split()[:2] for line in done.stdout.splitlines()]
+    for code in (["mse", "3"], ["prod", "3"], ["tq3_0", "3.50"]):
+        assert first.count(code) == 2
+    assert "QJL helps where" in done.stdout and "hurts where" in " ".join(done.stdout.split())
 
 
 # --- the package ---

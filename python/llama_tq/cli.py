@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,8 +169,9 @@ def demo(as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--turboquant", is_flag=True, help="TurboQuant as in its paper, too; in NumPy, needs SciPy.")
 @_json
-def benchmark(as_json: bool) -> None:
+def benchmark(turboquant: bool, as_json: bool) -> None:
     """Error and speed of every type, without a model.
 
     On Gaussian values, by instruction set, next to llama.cpp's q8_0, q5_0, q4_0 and iq4_nl, and next to the
@@ -178,7 +180,7 @@ def benchmark(as_json: bool) -> None:
     from .commands.benchmark import benchmark as run
 
     with _progress() as progress:
-        rows = run(progress=progress)
+        rows = run(turboquant=turboquant, progress=progress)
     _show(rows, as_json, "benchmark")
 
 
@@ -410,6 +412,20 @@ def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
     _show(result, as_json, "bench")
     if plot:
         _err.print(f"Wrote {plots.speed(result, plot)}", highlight=False)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1)
+def convert(arguments: tuple[str, ...]) -> None:
+    """Not needed: the cache is compressed, not the model.
+
+    Whatever the ARGUMENTS, says so and what to run instead. Exit code 2, since no file has been written.
+    """
+    model = next((a for a in arguments if a.endswith(".gguf")), "MODEL")
+    raise InputError(
+        "Nothing needs converting: any GGUF model runs with a compressed cache as it is. "
+        f"Run: llama-tq run {shlex.quote(model)} PROMPT --type-k tq4_0 --type-v tq4_0"
+    )
 
 
 def _text(model: str, path: Path | None) -> str:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
+import numpy as np
+
+from .packing import row_bytes
+
+NORM = np.dtype(np.float32)  # norms are kept in it, and counted with the bytes
 MAX_BITS = 8
 ROTATIONS = ("haar", "hadamard")
 
@@ -56,6 +61,22 @@ class TurboQuantConfig:
     def signs(self) -> int:
         """Signs that a vector keeps."""
         return (self.qjl_dim or self.dimension) if self.qjl_enabled else 0
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes that a vector takes: its indices, its signs, its norm and that of its residual."""
+        norms = (1 + self.qjl_enabled) * NORM.itemsize
+        return row_bytes(self.dimension, self.level_bits) + row_bytes(self.signs, 1) + norms
+
+    @property
+    def bits_per_value(self) -> float:
+        """The same, shared out among the coordinates."""
+        return 8 * self.vector_bytes / self.dimension
+
+    @property
+    def name(self) -> str:
+        """The algorithm of the paper and its bits: `mse 3` or `prod 3`."""
+        return f"{'prod' if self.qjl_enabled else 'mse'} {self.bits}"
 
 
 def check_dimension(dimension: int) -> int:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import numpy as np
 
 from .codebook import codebook
-from .config import TurboQuantConfig
+from .config import NORM, TurboQuantConfig
 from .packing import pack, unpack
 from .rotation import rotation
-from .vectors import NORM, CompressedVector, vector_bytes
+from .vectors import CompressedVector
 
 FLOAT_BITS = (16, 32)  # what sizes are compared with
 
@@ -91,7 +91,7 @@ class TurboQuant:
 
     def compressed_size_bytes(self) -> int:
         """Bytes of one vector: indices, signs, and 4 for each norm; n vectors hold n times as many."""
-        return vector_bytes(self.config)
+        return self.config.vector_bytes
 
     def compression_ratio(self, bits_per_value: int = 16) -> float:
         """How many times smaller than coordinates of 16 or 32 bits.
@@ -100,7 +100,7 @@ class TurboQuant:
         """
         if bits_per_value not in FLOAT_BITS:
             raise ValueError(f"bits_per_value is {bits_per_value!r}; allowed are 16 and 32")
-        return self.config.dimension * bits_per_value / 8 / self.compressed_size_bytes()
+        return self.config.dimension * bits_per_value / (8 * self.compressed_size_bytes())
 
     def _scaled_levels(self, c: CompressedVector) -> np.ndarray:
         """What stage one makes of the rotated vectors."""

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import TurboQuantConfig
-from .packing import row_bytes
-
-NORM = np.dtype(np.float32)  # norms are kept in it, and counted with the bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +51,3 @@ class CompressedVector:
 
     def _arrays(self) -> tuple[np.ndarray | None, ...]:
         return self.indices, self.norm, self.residual_norm, self.signs
-
-
-def vector_bytes(config: TurboQuantConfig) -> int:
-    """Bytes of one compressed vector."""
-    norms = (1 + config.qjl_enabled) * NORM.itemsize
-    return row_bytes(config.dimension, config.level_bits) + row_bytes(config.signs, 1) + norms

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +24,7 @@ from ..commands.plan import Plan
 from ..runtime.means import MEASURED
 from ..runtime.memory import format_bytes
 from ..runtime.pairs import UNCENTRED, YARDSTICKS, Pair
+from .look import table
 
 _FLOOR_NOTE = (
     "The floor of this model is {}: that far from f16 is\n"
@@ -45,15 +45,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return None if value != value else value
-
-
-def table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    look = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
-    made = Table(title=title or None, title_justify="left", title_style="bold", **look)
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return made
 
 
 def info(result: Info) -> RenderableType:
@@ -129,16 +120,18 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:
+    of_paper = any(r.tier == "numpy" for r in rows)
     made = table(
         "N(0, 1) values. gap: dB short of the rate-distortion limit. in: million values\n"
-        "quantised, out: billion values dequantised per second by one thread",
+        "quantised, out: billion values dequantised per second by one thread"
+        + ("\nmse b, prod b: TurboQuant_mse and TurboQuant_prod of b bits" if of_paper else ""),
         *("type", "tier", "bits", "NMSE", "SNR", "gap", "cosine", "bias", "corr.", "in", "out"),
     )
     for r in rows:
         made.add_row(
             r.type,
             r.tier,
-            f"{r.bits_per_value:.1f}",
+            f"{r.bits_per_value:.4g}",
             f"{r.nmse:.5f}",
             f"{r.snr_db:.2f}",
             f"{r.limit_db:.1f}",
