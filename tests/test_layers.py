@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "python" / "llama_tq"
 LAYERS = (  # from the bottom to the top, each with the modules and folders that stand side by side in it
     ("_core", "_native", "errors"),
     ("reference",),
-    ("_api", "widths"),
+    ("_api", "heads", "widths"),
     ("_gguf",),
+    ("torch",),
     ("hf", "mlx", "runtime", "turboquant"),
     ("evaluation",),
     ("commands",),
