@@ -1,4 +1,4 @@
-"""How llama.cpp's cache splits a head before it is encoded (csrc/FORMAT.md, section 5; csrc/hooks/llama-tq.h)."""
+"""How llama.cpp's cache splits a head before it is encoded (csrc/FORMAT.md, section 5)."""
 
 from __future__ import annotations
 

@@ -24,8 +24,13 @@ _left_out: dict[str, list[str]] = {}  # extra to the requirements that are missi
 
 def missing(extra: str) -> list[str]:
     """The requirements of an extra in pyproject.toml that this environment does not meet."""
-    requirements = map(Requirement, PROJECT["optional-dependencies"][extra])
-    return [str(r) for r in requirements if (r.marker is None or r.marker.evaluate()) and not _is_met(r)]
+    found = []
+    for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):
+        if requirement.name == PROJECT["name"]:  # other extras of ours
+            found += [each for other in sorted(requirement.extras) for each in missing(other)]
+        elif requirement.marker is None or requirement.marker.evaluate():
+            found += [] if _is_met(requirement) else [str(requirement)]
+    return found
 
 
 def _is_met(requirement: Requirement) -> bool:
