@@ -436,7 +436,9 @@ def test_selftest_shows_the_paper_and_what_softmax_makes_of_it():
     assert list(rows) == [f"{a} {b}" for b in (2, 3, 4) for a in ("mse", "prod")] + list(TYPES)
     for bits in (2, 3, 4):
         mse, prod = rows[f"mse {bits}"], rows[f"prod {bits}"]
-        assert mse.lower < mse.mse < mse.upper
+        for row in (mse, prod):
+            assert row.code.lower < row.mse < row.code.upper
+        assert mse.code.upper == np.sqrt(3) * np.pi / 2 / 4**bits
         assert mse.mse == pytest.approx(distortion(HEAD, bits), rel=0.02)
         assert abs(prod.bias) < 4 * prod.bias_error < 0.02
         assert mse.bias == pytest.approx(-mse.mse, abs=4 * mse.bias_error)

@@ -22,8 +22,9 @@ def _vectors(rows: tuple[Measurement, ...]) -> Table:
     made = table(
         f"{vectors} normal vectors of {DIMENSION}, of different norms, and {PRODUCTS} products of each.\n"
         "mse b, prod b: TurboQuant_mse and TurboQuant_prod of b bits. bits: held per\n"
-        "value, norms included. ratio: to 16 bits. bound: sqrt(3) pi / 2 / 4^b.\n"
-        f"bias: of the products, mean of {SEEDS} seeds",
+        "value, norms included. ratio: to 16 bits. bound: the paper's, for mse\n"
+        "sqrt(3) pi / 2 / 4^b, for prod 2 pi times that. bias: of the products, mean\n"
+        f"of {SEEDS} seeds",
         *("code", "bits", "ratio", "4^-b", "MSE", "bound", "cosine", "corr.", "bias"),
     )
     for row in rows:
@@ -31,9 +32,9 @@ def _vectors(rows: tuple[Measurement, ...]) -> Table:
             row.code.name,
             f"{row.code.bits_per_value:.2f}",
             f"{16 / row.code.bits_per_value:.2f}",
-            "" if row.lower is None else f"{row.lower:.4f}",
+            "" if row.code.lower is None else f"{row.code.lower:.4f}",
             f"{row.mse:.4f}",
-            "" if row.upper is None else f"{row.upper:.4f}",
+            "" if row.code.upper is None else f"{row.code.upper:.4f}",
             f"{row.cosine:.4f}",
             f"{row.correlation:.4f}",
             f"{row.bias:+.1%} ±{row.bias_error:.1%}",

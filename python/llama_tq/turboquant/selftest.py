@@ -25,8 +25,10 @@ class Code:
     """One way to compress vectors of DIMENSION coordinates."""
 
     name: str
-    bits: int | None
-    """The paper's b; None for the types of this project."""
+    lower: float | None
+    """No code of so many bits has a smaller error on every vector: theorem 3. None without a theorem."""
+    upper: float | None
+    """What the paper's own stay below: theorem 1; or d times theorem 2, which is of inner products."""
     bits_per_value: float
     """Held in fact, norms or scales included."""
     restore: Callable[[np.ndarray, int], np.ndarray]
@@ -40,10 +42,6 @@ class Measurement:
     code: Code
     mse: float
     """Squared error over squared norm: the D_mse of the paper."""
-    lower: float | None
-    """No code of so many bits does better on every vector: theorem 3."""
-    upper: float | None
-    """TurboQuant_mse does better: theorem 1."""
     cosine: float
     """Mean, between a vector and what is left of it."""
     correlation: float
@@ -68,14 +66,16 @@ def _by_paper(config: TurboQuantConfig) -> Code:
         tq = TurboQuant(dataclasses.replace(config, seed=seed))
         return tq.decompress(tq.compress(x))
 
-    return Code(config.name, config.bits, config.bits_per_value, restore)
+    lower = 4.0**-config.bits
+    upper = np.sqrt(3) * np.pi / 2 * lower * (2 * np.pi if config.qjl_enabled else 1)
+    return Code(config.name, lower, upper, config.bits_per_value, restore)
 
 
 def _by_type(spec: reference.TypeSpec) -> Code:
     def restore(x: np.ndarray, seed: int) -> np.ndarray:
         return reference.dequantize(reference.quantize(x.astype(np.float32), spec.name), spec.name)
 
-    return Code(spec.name, None, spec.bits_per_value, restore)
+    return Code(spec.name, None, None, spec.bits_per_value, restore)
 
 
 def selftest() -> tuple[Measurement, ...]:
@@ -95,8 +95,6 @@ def _measure(code: Code, rng: np.random.Generator) -> Measurement:
     return Measurement(
         code,
         float((((x - y) ** 2).sum(-1) / square).mean()),
-        4.0**-code.bits if code.bits else None,
-        float(np.sqrt(3) * np.pi / 2 * 4.0**-code.bits) if code.bits else None,
         float(cosine.mean()),
         float(np.corrcoef(true.ravel(), found.ravel())[0, 1]),
         float(bias.mean()),
