@@ -7,6 +7,8 @@
 ``llama_tq.reference`` is the same in NumPy, and the definition of the bytes. ``info``, ``demo``, ``plan``,
 ``evaluate``, ``centre``, ``compare``, ``generate``, ``bench`` and ``benchmark`` do what the commands of
 ``llama-tq`` print. ``with llama_tq.centring(False)`` switches key centring off.
+
+``llama_tq.turboquant`` (the paper) and ``llama_tq.mlx`` (a cache for mlx-lm) need the extras of these names.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ _MODULES = {
         )
     },
 }
+_PACKAGES = ("mlx", "reference", "turboquant")
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
@@ -83,8 +86,8 @@ _gguf.register_after_import()
 
 def __getattr__(name: str) -> object:
     """Import on first use: the programs' launchers need neither NumPy nor the compiled part."""
-    if name == "reference":
-        return importlib.import_module(".reference", __name__)
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
