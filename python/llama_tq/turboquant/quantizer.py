@@ -32,7 +32,8 @@ class TurboQuant:
         if not isinstance(config, TurboQuantConfig):
             raise ValueError(f"config is {config!r}; allowed is a TurboQuantConfig")
         self.config = config
-        rotating, projecting = np.random.default_rng(config.seed).spawn(2)
+        seeds = np.random.SeedSequence(config.seed).spawn(2)
+        rotating, projecting = map(np.random.default_rng, seeds)
         self._rotation = rotation(config.rotation, config.dimension, rotating)
         self._levels = codebook(config.dimension, config.level_bits)
         self._projection = projecting.standard_normal((config.signs, config.dimension))
