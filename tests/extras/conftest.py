@@ -29,7 +29,7 @@ def missing(extra: str) -> list[str]:
         if requirement.name == PROJECT["name"]:  # other extras of ours
             found += [each for other in sorted(requirement.extras) for each in missing(other)]
         elif requirement.marker is None or requirement.marker.evaluate():
-            found += [] if _is_met(requirement) else [str(requirement)]
+            found += [] if _is_met(requirement) else [f"{requirement.name}{requirement.specifier}"]
     return found
 
 
