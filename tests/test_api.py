@@ -194,11 +194,28 @@ def test_the_gil_is_released():
 # --- import ---
 
 
+EXTRAS = {"scipy", "torch", "mlx", "mlx_lm", "transformers"}
+
+
 def test_import_is_light():
+    modules = {"numpy", "gguf", "llama_cpp", "llama_tq._core", *EXTRAS}
+    assert python(f"import sys, llama_tq; print({modules} & sys.modules.keys())").stdout.strip() == "set()"
+
+
+def test_extras_are_imported_only_when_asked_for():
+    """Not by anything that the package offers without them."""
     code = (
-        "import sys, llama_tq; print({'numpy', 'gguf', 'llama_cpp', 'llama_tq._core'} & sys.modules.keys())"
+        "import sys, llama_tq\n"
+        "for name in llama_tq.__all__: getattr(llama_tq, name)\n"
+        "import llama_tq.cli, llama_tq.views.render, llama_tq.views.plots\n"
+        f"print({EXTRAS} & sys.modules.keys())"
     )
-    assert python(code).stdout.strip() == "set()"
+    done = python(code)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_packages_need_no_import_of_their_own():
+    assert python("import llama_tq; print(llama_tq.turboquant.codebook(3, 1))").stdout == "[-0.5  0.5]\n"
 
 
 def test_unknown_attribute():

@@ -15,15 +15,15 @@ from click.testing import CliRunner
 
 import llama_tq
 from llama_tq import cli
-from llama_tq.tools import centred_copy, embedded
-from llama_tq.tools.centre import centre, examine
-from llama_tq.tools.centring import is_on
-from llama_tq.tools.errors import InputError
-from llama_tq.tools.evaluate import evaluate
-from llama_tq.tools.means import MEASURED, MODEL_FILE, means
-from llama_tq.tools.pairs import FLOOR, REFERENCE, Pair, parse_pairs
-from llama_tq.tools.runtime import Model
-from llama_tq.tools.scoring import score
+from llama_tq.commands.centre import centre, examine
+from llama_tq.commands.evaluate import evaluate
+from llama_tq.errors import InputError
+from llama_tq.evaluation.scoring import score
+from llama_tq.runtime import centred_copy, embedded
+from llama_tq.runtime.centring import is_on
+from llama_tq.runtime.means import MEASURED, MODEL_FILE, means
+from llama_tq.runtime.models import Model
+from llama_tq.runtime.pairs import FLOOR, REFERENCE, Pair, parse_pairs
 from tiny_models import MODELS
 
 TQ4, PLAIN = Pair("tq4_0", "tq4_0"), Pair("tq4_0", "tq4_0", centred=False)
@@ -345,7 +345,7 @@ def test_eval_shows_both_and_keeps_them_apart(tmp_path, text, monkeypatch):
     assert (out / "recall-tq3_0-tq3_0-uncentred.json").exists()
 
     scored = []
-    monkeypatch.setattr("llama_tq.tools.evaluate.score", lambda *a: scored.append(a) or score(*a))
+    monkeypatch.setattr("llama_tq.commands.evaluate.score", lambda *a: scored.append(a) or score(*a))
     assert json.loads(run("eval", "demo", *options, "--out", out, "--json", "--resume")) == result
     assert not scored
     assert "  uncentred" in run("eval", "demo", *options, "--out", out, "--resume")
@@ -365,7 +365,7 @@ def test_uncentred_needs_something_to_centre(text, tiny):
 
 def test_floor_is_the_f32_cache_without_flash_attention(text, monkeypatch):
     made = []
-    monkeypatch.setattr("llama_tq.tools.evaluate.score", lambda *a: made.append(a[0].pair) or score(*a))
+    monkeypatch.setattr("llama_tq.commands.evaluate.score", lambda *a: made.append(a[0].pair) or score(*a))
     options = {"n_ctx": 512, "chunks": 1, "recall": False}
     result = evaluate("demo", text, [TQ4, FLOOR], **options)
     assert made == [REFERENCE, FLOOR, TQ4]

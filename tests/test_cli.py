@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 
 import llama_cpp._tq
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import llama_tq
 from llama_tq import cli
-from llama_tq.tools import embedded, memory
-from llama_tq.tools.errors import InputError
-from llama_tq.tools.installed import cache_types
-from llama_tq.tools.pairs import Pair, bits_per_value, parse_pairs
+from llama_tq.errors import InputError
+from llama_tq.runtime import embedded, memory
+from llama_tq.runtime.installed import cache_types
+from llama_tq.runtime.pairs import Pair, bits_per_value, parse_pairs
 from tiny_models import MODELS
 
 PROMPT = "def __init__(self"
@@ -58,7 +59,7 @@ COMMANDS = {
     "compare": ["compare", "demo", PROMPT, "-n", 8, "--pairs", "tq4_0,tq2_1"],
     "run": ["run", "demo", PROMPT, "-n", 8, "-k", "tq4_0", "-v", "tq3_0"],
     "bench": ["bench", "demo", "--depths", "0,256", "--pairs", "f16,tq4_0"],
-    "benchmark": ["benchmark"],
+    "benchmark": ["benchmark", "--turboquant"],
 }
 
 
@@ -109,12 +110,27 @@ def check_benchmark(rows: list[dict]) -> None:
         assert {row["tier"] for row in ours} == tiers
         assert len({row["nmse"] for row in ours}) == 1
         assert ours[0]["snr_db"] > snr
+    paper = {row["type"]: row for row in rows if row["tier"] == "numpy"}
+    assert list(paper) == ["mse 2", "prod 2", "mse 3", "prod 3", "mse 4", "prod 4"]
     for row in rows:
         assert row["nmse"] > row["limit"] == 4 ** -row["bits_per_value"]
+        if row["type"] in paper:
+            continue
         assert row["cosine"] > 0.9
         assert row["inner_product_correlation"] > 0.9
         assert abs(row["inner_product_bias"]) < 0.1
     assert {row["type"] for row in rows if row["tier"] == "ggml"} == {"q8_0", "q5_0", "q4_0", "iq4_nl"}
+    for bits, mse in {
+        2: 0.116,
+        3: 0.034,
+        4: 0.0093,
+    }.items():  # of the paper's table, and pi / 2 of one bit less
+        assert paper[f"mse {bits}"]["nmse"] == pytest.approx(mse, rel=0.02)
+        assert paper[f"mse {bits}"]["bits_per_value"] == bits + 32 / 128
+        assert paper[f"prod {bits}"]["bits_per_value"] == bits + 64 / 128
+        if bits > 2:
+            stage_one = paper[f"mse {bits - 1}"]["nmse"]
+            assert paper[f"prod {bits}"]["nmse"] == pytest.approx(np.pi / 2 * stage_one, rel=0.02)
 
 
 def test_tables(tmp_path):
@@ -161,6 +177,22 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert 0 < kept < 16
     done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["chunks"] == 16
+
+
+def test_nothing_needs_converting():
+    """Whatever peers' commands of that name take."""
+    for arguments in ([], ["my model.gguf"], ["--bits", 4, "my model.gguf", "-o", "out.gguf"], ["--json"]):
+        line = fail("convert", *arguments)
+        assert "Nothing needs converting" in line
+        model = "'my model.gguf'" if "my model.gguf" in arguments else "MODEL"
+        assert line.endswith(f"Run: llama-tq run {model} PROMPT --type-k tq4_0 --type-v tq4_0")
+
+
+def test_benchmark_without_scipy_says_what_to_install(monkeypatch):
+    for name in [m for m in sys.modules if m.startswith("llama_tq.turboquant")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert "llama_tq.turboquant needs SciPy: pip install" in fail("benchmark", "--turboquant")
 
 
 def test_functions_are_what_the_commands_call():

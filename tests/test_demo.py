@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 import llama_tq
 from llama_tq import cli
-from llama_tq.tools import demo, embedded
-from llama_tq.tools.pairs import Pair
-from llama_tq.tools.runtime import Model
+from llama_tq.commands import demo
+from llama_tq.runtime import embedded
+from llama_tq.runtime.models import Model
+from llama_tq.runtime.pairs import Pair
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "demo_tokens.json").read_text())
 SMALL = {"n_ctx": 1024, "chunks": 2, "n_tokens": 8}

@@ -13,14 +13,13 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from llama_tq.tools import embedded, ggml, memory
-from llama_tq.tools.errors import InputError
-from llama_tq.tools.evaluate import evaluate
-from llama_tq.tools.pairs import REFERENCE, Pair, type_id
-from llama_tq.tools.plan import memory_of
-from llama_tq.tools.recall import DEPTHS, Questions
-from llama_tq.tools.runtime import Model
-from llama_tq.tools.scoring import Chunk, cut, score
+from llama_tq.commands.evaluate import evaluate
+from llama_tq.errors import InputError
+from llama_tq.evaluation.recall import DEPTHS, Questions
+from llama_tq.evaluation.scoring import Chunk, cut, score
+from llama_tq.runtime import embedded, ggml, memory
+from llama_tq.runtime.models import Model, memory_of
+from llama_tq.runtime.pairs import REFERENCE, Pair, type_id
 
 N_CTX, CHUNKS = 512, 2
 TQ4 = Pair("tq4_0", "tq4_0")
@@ -179,7 +178,7 @@ def test_interrupted_and_resumed(tmp_path, text, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluate("demo", text, **options, keep=tmp_path, progress=interrupt)
     scored = []
-    monkeypatch.setattr("llama_tq.tools.evaluate.score", lambda *a: scored.append(a) or score(*a))
+    monkeypatch.setattr("llama_tq.commands.evaluate.score", lambda *a: scored.append(a) or score(*a))
     resumed = evaluate("demo", text, **options, keep=tmp_path, resume=True)
     assert len(scored) == 3  # f16, the floor and TQ4 on the second chunk
     for a, b in zip(whole.pairs, resumed.pairs, strict=True):

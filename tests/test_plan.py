@@ -8,11 +8,11 @@ import re
 import pytest
 from llama_tq._native import CENTRING_CHUNK
 
-from llama_tq.tools.errors import InputError
-from llama_tq.tools.installed import cache_types
-from llama_tq.tools.pairs import REFERENCE, Pair, bits_per_value, is_tq
-from llama_tq.tools.plan import STEP, plan
-from llama_tq.tools.runtime import BATCH, Context, Model
+from llama_tq.commands.plan import plan
+from llama_tq.errors import InputError
+from llama_tq.runtime.installed import cache_types
+from llama_tq.runtime.models import BATCH, STEP, Context, Model
+from llama_tq.runtime.pairs import REFERENCE, Pair, bits_per_value, is_tq
 from tiny_models import CONTEXT, MODELS, WINDOW
 
 N_CTX = 3000

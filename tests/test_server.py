@@ -15,7 +15,7 @@ import httpx
 import llama_cpp
 import pytest
 
-from llama_tq.tools import embedded
+from llama_tq.runtime import embedded
 
 SLOTS, SLOT_CTX = 2, 512
 TQ = ("tq4_0", "tq3_0")

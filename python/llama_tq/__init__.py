@@ -7,6 +7,8 @@
 ``llama_tq.reference`` is the same in NumPy, and the definition of the bytes. ``info``, ``demo``, ``plan``,
 ``evaluate``, ``centre``, ``compare``, ``generate``, ``bench`` and ``benchmark`` do what the commands of
 ``llama-tq`` print. ``with llama_tq.centring(False)`` switches key centring off.
+
+``llama_tq.turboquant`` (the paper) and ``llama_tq.mlx`` (a cache for mlx-lm) need the extras of these names.
 """
 
 from __future__ import annotations
@@ -19,26 +21,26 @@ from . import _gguf
 if TYPE_CHECKING:
     from . import reference as reference
     from ._api import Kernel, active_isa, dequantize, dot, force_isa, kernels, quantize, types
-    from .tools.bench import bench
-    from .tools.benchmark import benchmark
-    from .tools.centre import centre
-    from .tools.centring import centring
-    from .tools.compare import compare
-    from .tools.demo import demo
-    from .tools.errors import InputError
-    from .tools.evaluate import evaluate
-    from .tools.generate import generate
-    from .tools.info import info
-    from .tools.pairs import Pair
-    from .tools.plan import plan
+    from .commands.bench import bench
+    from .commands.benchmark import benchmark
+    from .commands.centre import centre
+    from .commands.compare import compare
+    from .commands.demo import demo
+    from .commands.evaluate import evaluate
+    from .commands.generate import generate
+    from .commands.info import info
+    from .commands.plan import plan
+    from .errors import InputError
+    from .runtime.centring import centring
+    from .runtime.pairs import Pair
 
 _MODULES = {
     "_api": ("Kernel", "active_isa", "dequantize", "dot", "force_isa", "kernels", "quantize", "types"),
-    "tools.errors": ("InputError",),
-    "tools.pairs": ("Pair",),
-    "tools.centring": ("centring",),
+    "errors": ("InputError",),
+    "runtime.pairs": ("Pair",),
+    "runtime.centring": ("centring",),
     **{
-        f"tools.{name}": (name,)
+        f"commands.{name}": (name,)
         for name in (
             "bench",
             "benchmark",
@@ -52,6 +54,7 @@ _MODULES = {
         )
     },
 }
+_PACKAGES = ("mlx", "reference", "turboquant")
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
@@ -83,8 +86,8 @@ _gguf.register_after_import()
 
 def __getattr__(name: str) -> object:
     """Import on first use: the programs' launchers need neither NumPy nor the compiled part."""
-    if name == "reference":
-        return importlib.import_module(".reference", __name__)
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

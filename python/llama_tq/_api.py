@@ -35,7 +35,7 @@ def quantize(x: np.ndarray, type: str) -> np.ndarray:
     """
     x, spec = check_values(x, type)
     b = np.empty((*x.shape[:-1], x.shape[-1] // spec.block_size * spec.block_bytes), np.uint8)
-    _core.quantize(_NUMBERS[type], np.ascontiguousarray(x, np.float32), b, _threads())
+    _core.quantize(_NUMBERS[type], np.ascontiguousarray(x, np.float32), b, threads())
     return b
 
 
@@ -52,7 +52,7 @@ def dequantize(b: np.ndarray, type: str) -> np.ndarray:
     """
     b, spec = check_blocks(b, type)
     x = np.empty((*b.shape[:-1], b.shape[-1] // spec.block_bytes * spec.block_size), np.float32)
-    _core.dequantize(_NUMBERS[type], np.ascontiguousarray(b), x, _threads())
+    _core.dequantize(_NUMBERS[type], np.ascontiguousarray(b), x, threads())
     return x
 
 
@@ -78,7 +78,7 @@ def dot(b: np.ndarray, y: np.ndarray, type: str) -> np.ndarray:
     if not np.all(np.abs(y) <= Q8_0_MAX):  # false for NaN
         raise ValueError(f"y must be finite, with magnitudes up to {Q8_0_MAX:.0f}")
     result = np.empty(b.shape[:-1], np.float32)
-    _core.dot(_NUMBERS[type], np.ascontiguousarray(b), np.ascontiguousarray(y), result, _threads())
+    _core.dot(_NUMBERS[type], np.ascontiguousarray(b), np.ascontiguousarray(y), result, threads())
     return result
 
 
@@ -123,8 +123,6 @@ def force_isa(name: str) -> Iterator[None]:
         _core.force_isa(before)
 
 
-def _threads() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
+def threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

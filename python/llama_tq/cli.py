@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .tools import defaults
-from .tools.errors import InputError
+from .commands import defaults
+from .errors import InputError
 
 NOT_PATCHED, INPUT_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
 _out = Console()
@@ -30,7 +31,7 @@ class _Command(click.Command):
     """Does nothing with a llama_cpp that is not ours."""
 
     def invoke(self, context: click.Context) -> object:
-        from .tools.installed import cache_types
+        from .runtime.installed import cache_types
 
         try:
             cache_types()
@@ -57,7 +58,7 @@ class _Pairs(click.ParamType):
     name = "K/V,..."
 
     def convert(self, value, param, context):
-        from .tools.pairs import parse_pairs
+        from .runtime.pairs import parse_pairs
 
         return parse_pairs(value) if isinstance(value, str) else value
 
@@ -66,7 +67,7 @@ class _Bytes(click.ParamType):
     name = "bytes"
 
     def convert(self, value, param, context):
-        from .tools.memory import parse_bytes
+        from .runtime.memory import parse_bytes
 
         return parse_bytes(value) if isinstance(value, str) else value
 
@@ -100,7 +101,7 @@ def _complain(message: str) -> None:
 
 
 def _show(result: object, as_json: bool, view: str) -> None:
-    from .tools import render
+    from .views import render
 
     if as_json:
         click.echo(render.to_json(result))
@@ -147,7 +148,7 @@ def info(model: str | None, as_json: bool) -> None:
     With MODEL also what a TQ cache would do with it: which keys are centred, or why none, and where their
     means are kept. Exit code 1, and the reason, if the installed llama_cpp is not the patched one.
     """
-    from .tools.info import info as run
+    from .commands.info import info as run
 
     _show(run(model), as_json, "info")
 
@@ -160,7 +161,7 @@ def demo(as_json: bool) -> None:
     Continues a text it has not seen with f16 and with the TQ types, and compares the predictions, the size
     and the speed of generation with llama.cpp's own types.
     """
-    from .tools.demo import demo as run
+    from .commands.demo import demo as run
 
     with _progress() as progress:
         result = run(progress=progress)
@@ -168,17 +169,18 @@ def demo(as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--turboquant", is_flag=True, help="TurboQuant as in its paper, too; in NumPy, needs SciPy.")
 @_json
-def benchmark(as_json: bool) -> None:
+def benchmark(turboquant: bool, as_json: bool) -> None:
     """Error and speed of every type, without a model.
 
     On Gaussian values, by instruction set, next to llama.cpp's q8_0, q5_0, q4_0 and iq4_nl, and next to the
     least error that so many bits allow (the rate-distortion limit).
     """
-    from .tools.benchmark import benchmark as run
+    from .commands.benchmark import benchmark as run
 
     with _progress() as progress:
-        rows = run(progress=progress)
+        rows = run(turboquant=turboquant, progress=progress)
     _show(rows, as_json, "benchmark")
 
 
@@ -206,7 +208,7 @@ def plan(
     \b
     llama-tq plan model.gguf --ctx 32768 --memory 8GiB
     """
-    from .tools.plan import plan as run
+    from .commands.plan import plan as run
 
     result = run(model, n_ctx=ctx, memory=memory, pairs=pairs, sequences=parallel, swa_full=swa_full)
     _show(result, as_json, "plan")
@@ -255,9 +257,9 @@ def evaluate(
     \b
     llama-tq eval model.gguf --text wiki.txt --pairs tq4_0,q8_0/tq3_0 --chunks 20
     """
-    from .tools import evaluate as module
-    from .tools import plots, render
-    from .tools.pairs import RECOMMENDED, YARDSTICKS
+    from .commands import evaluate as module
+    from .runtime.pairs import RECOMMENDED, YARDSTICKS
+    from .views import plots, render
 
     chosen = (*(YARDSTICKS if yardsticks else ()), *(pairs or RECOMMENDED))
     directory = out or Path(f"eval-{Path(model).stem}")
@@ -306,8 +308,8 @@ def centre(model: str, out: Path | None, force: bool, plot: Path | None, as_json
     \b
     llama-tq centre model.gguf --out model-centred.gguf
     """
-    from .tools import plots
-    from .tools.centre import centre as run
+    from .commands.centre import centre as run
+    from .views import plots
 
     result = run(model, out, force=force)
     _show(result, as_json, "centring")
@@ -328,7 +330,7 @@ def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -
     \b
     llama-tq compare demo "def test_empty(self):" --pairs tq4_0,tq3_0
     """
-    from .tools.compare import compare as run
+    from .commands.compare import compare as run
 
     with _progress() as progress:
         result = run(model, prompt, pairs, n_tokens=tokens, progress=progress)
@@ -362,9 +364,9 @@ def run(
     \b
     llama-tq run model.gguf "Once upon a time" --type-k q8_0 --type-v tq4_0
     """
-    from .tools import render
-    from .tools.generate import generate
-    from .tools.pairs import Pair
+    from .commands.generate import generate
+    from .runtime.pairs import Pair
+    from .views import render
 
     stream = (lambda _: None) if as_json else (lambda piece: click.echo(piece, nl=False))
     result = generate(
@@ -402,8 +404,8 @@ def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
     \b
     llama-tq bench model.gguf --depths 0,8192,32768 --plot speed.png
     """
-    from .tools import plots
-    from .tools.bench import bench as run
+    from .commands.bench import bench as run
+    from .views import plots
 
     with _progress() as progress:
         result = run(model, pairs, depths, progress=progress)
@@ -412,9 +414,23 @@ def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
         _err.print(f"Wrote {plots.speed(result, plot)}", highlight=False)
 
 
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1)
+def convert(arguments: tuple[str, ...]) -> None:
+    """Not needed: the cache is compressed, not the model.
+
+    Whatever the ARGUMENTS, says so and what to run instead. Exit code 2, since no file has been written.
+    """
+    model = next((a for a in arguments if a.endswith(".gguf")), "MODEL")
+    raise InputError(
+        "Nothing needs converting: any GGUF model runs with a compressed cache as it is. "
+        f"Run: llama-tq run {shlex.quote(model)} PROMPT --type-k tq4_0 --type-v tq4_0"
+    )
+
+
 def _text(model: str, path: Path | None) -> str:
-    from .tools import embedded
-    from .tools.runtime import DEMO
+    from .runtime import embedded
+    from .runtime.models import DEMO
 
     if path is None:
         if model != DEMO:

@@ -1,0 +1,69 @@
+"""The same prompt continued with the f16 cache and with others, token by token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..runtime.models import Model
+from ..runtime.pairs import RECOMMENDED, REFERENCE, Pair
+from .defaults import N_TOKENS
+from .generate import Generation, continue_text, prompt_tokens
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What one pair wrote, next to f16."""
+
+    generation: Generation
+    first_difference: int | None
+    """Number of the first token that is not f16's; None if all are."""
+    equal_share: float
+    """Share of the positions at which both have the same token."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Greedy continuations of one prompt; the reference is that of the f16 cache."""
+
+    model: str
+    prompt: str
+    reference: Generation
+    continuations: tuple[Continuation, ...]
+
+
+def compare(
+    model: str | os.PathLike[str],
+    prompt: str,
+    pairs: Sequence[Pair] | None = None,
+    *,
+    n_tokens: int = N_TOKENS,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Comparison:
+    """Continue `prompt` with f16 and with every pair, always taking the most probable token.
+
+    By default with the recommended pairs.
+    Raises InputError for bad input and for a prompt that does not fit the model's context.
+    """
+    pairs = (REFERENCE, *(p for p in dict.fromkeys(pairs or RECOMMENDED) if p != REFERENCE))
+    with Model(model) as opened:
+        tokens = prompt_tokens(opened, prompt, n_tokens)
+        made = []
+        for number, pair in enumerate(pairs):
+            progress(str(pair), number, len(pairs))
+            with opened.context(pair, len(tokens) + n_tokens) as context:
+                made.append(continue_text(context, tokens, n_tokens))
+        progress("done", len(pairs), len(pairs))
+        reference, *others = made
+        return Comparison(
+            opened.name, prompt, reference, tuple(_against(reference, other) for other in others)
+        )
+
+
+def _against(reference: Generation, other: Generation) -> Continuation:
+    longest = max(len(reference.tokens), len(other.tokens))
+    equal = [a == b for a, b in zip(reference.tokens, other.tokens, strict=False)]
+    equal += [False] * (longest - len(equal))
+    first = equal.index(False) if False in equal else None
+    return Continuation(other, first, sum(equal) / longest if longest else 1.0)

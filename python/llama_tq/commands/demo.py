@@ -1,0 +1,64 @@
+"""What the cache types cost, shown on the model and the text that ship with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..runtime import embedded
+from ..runtime.models import DEMO, Model
+from ..runtime.pairs import REFERENCE, Pair
+from .evaluate import Evaluation, evaluate
+from .generate import Generation, continue_text
+
+PAIRS = (REFERENCE, *map(Pair.parse, ("q8_0", "q4_0", "tq4_0", "tq3_0", "tq4_0/tq2_1")))
+N_CTX = 4096  # as deep as the model was trained
+CHUNKS = 1
+N_TOKENS = 64
+TEMPERATURE, SEED = 0.8, 1  # so small a model repeats itself when it takes the most probable token
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The figures and the continuations of every pair, in the same order, f16 first."""
+
+    evaluation: Evaluation
+    prompt: str
+    """The end of what was continued: its last line."""
+    generations: tuple[Generation, ...]
+
+
+def demo(
+    *,
+    pairs: Sequence[Pair] = PAIRS,
+    n_ctx: int = N_CTX,
+    chunks: int = CHUNKS,
+    n_tokens: int = N_TOKENS,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Demo:
+    """Evaluate `pairs` on held-out text, and continue the first `n_ctx / 2` tokens of it with each.
+
+    All continuations draw the same random numbers, so that they differ by what the cache does.
+    """
+    text, pairs = embedded.held_out_text(), (REFERENCE, *(p for p in dict.fromkeys(pairs) if p != REFERENCE))
+    total = len(pairs) * (chunks + 1)
+    evaluation = evaluate(
+        DEMO,
+        text,
+        pairs,
+        n_ctx=n_ctx,
+        chunks=chunks,
+        recall=False,
+        floor=False,
+        progress=lambda what, done, _: progress(what, done, total),
+    )
+    with Model(DEMO) as model:
+        tokens, pieces = model.tokenize(text)[: n_ctx // 2], model.pieces()
+        generations = []
+        for number, pair in enumerate(pairs):
+            progress(f"writing, {pair}", len(pairs) * chunks + number, total)
+            with model.context(pair, len(tokens) + n_tokens) as context:
+                generations.append(continue_text(context, tokens, n_tokens, TEMPERATURE, SEED))
+        progress("done", total, total)
+        prompt = "".join(map(pieces, tokens)).splitlines()[-1]
+    return Demo(evaluation, prompt, tuple(generations))

@@ -1,1 +1,0 @@
-"""Measuring, comparing and planning on real models; what the command `llama-tq` calls."""

@@ -1,0 +1,1 @@
+"""The results of the commands for people: tables on a terminal, plots in files; and as JSON."""
