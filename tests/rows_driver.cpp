@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "rows.h"
+#include "cuda/rows.h"
 #include "tq.h"
 
 static std::mt19937 random_bits(1);

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cuda_checks
 import drivers
 import kernel_checks
 from llama_tq import reference
@@ -59,20 +60,71 @@ def test_the_look_ups_of_the_attention_kernels_find_the_levels(driver: Path, typ
     assert np.array_equal(levels, reference.dequantize(blocks, type))
 
 
-def test_cache_operations_on_the_host(tmp_path: Path):
-    """rows.cu itself, with threads for the threads of a GPU."""
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels of csrc/cuda compiled for the host, and two programs over them."""
     compiler = shutil.which("c++")
     assert compiler, "no C++ compiler; apt install g++"
-    for name in ("rows.h", "rotate.cuh"):
-        shutil.copy(drivers.CSRC / "cuda" / name, tmp_path)
-    shutil.copy(drivers.CSRC / "cuda/rows.cu", tmp_path / "rows.cpp")
-    shutil.copy(drivers.TESTS / "host_cuda/runtime.h", tmp_path)
-    library = ["-lggml-base", f"-L{drivers.libraries()}", f"-Wl,-rpath,{drivers.libraries()}", "-pthread"]
-    options = ["-std=c++20", "-O1", "-ffp-contract=off", f"-I{tmp_path}", f"-I{drivers.CSRC}"]
-    sources = [tmp_path / "rows.cpp", drivers.TESTS / "rows_driver.cpp"]
-    program = tmp_path / "rows_driver"
-    subprocess.run([compiler, *options, *sources, *library, "-o", program], check=True)
-    assert subprocess.run([program], stdout=subprocess.PIPE, check=True).stdout == b""
+    folder = tmp_path_factory.mktemp("host")
+    (folder / "cuda").mkdir()
+    for path in (drivers.CSRC / "cuda").iterdir():
+        shutil.copy(path, folder / "cuda" / path.name)
+    for path in (drivers.TESTS / "host_cuda").iterdir():
+        shutil.copy(path, folder / "cuda" / path.name)
+    options = [
+        "-std=c++20",
+        "-O2",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        f"-I{folder}",
+        f"-I{drivers.CSRC}",
+    ]
+    kernels = sorted((folder / "cuda").glob("*.cu"))
+    sources = [*kernels, drivers.TESTS / "cuda_driver.cu", drivers.TESTS / "rows_driver.cpp"]
+
+    def compile(source: Path) -> Path:
+        target = folder / f"{source.name}.o"
+        subprocess.run([compiler, *options, "-x", "c++", "-c", source, "-o", target], check=True)
+        return target
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        *objects, driver, rows = pool.map(compile, sources)
+    library = ["-lggml-base", f"-L{drivers.libraries()}", f"-Wl,-rpath,{drivers.libraries()}"]
+    subprocess.run([compiler, *objects, driver, "-o", folder / "cuda_driver"], check=True)
+    subprocess.run([compiler, *objects, rows, *library, "-o", folder / "rows_driver"], check=True)
+    return folder
+
+
+def test_cache_operations_on_the_host(host: Path):
+    assert subprocess.run([host / "rows_driver"], stdout=subprocess.PIPE, check=True).stdout == b""
+
+
+def on_the_host(host: Path, case: cuda_checks.Case, centred=None, rotation: tuple[int, int] = (0, 0)):
+    problem = cuda_checks.attention_checks.make(case)
+    centring = centred and cuda_checks.centring(problem, *centred)
+    answer, bound = cuda_checks.solve(problem, centring, rotation)
+    result = cuda_checks.run([str(host / "cuda_driver")], problem, centring, rotation=rotation)
+    cuda_checks.attention_checks.assert_within(result, answer, bound)
+
+
+def is_short(case: cuda_checks.Case) -> bool:
+    """Whether the host, which does one thing after the other, is done within two seconds."""
+    return case.streams * case.tokens * case.heads * case.rows <= 1 << 14
+
+
+@pytest.mark.parametrize("case", list(filter(is_short, cuda_checks.CASES))[::4], ids=str)
+def test_attention_on_the_host(host: Path, case: cuda_checks.Case):
+    on_the_host(host, case)
+
+
+@pytest.mark.parametrize("problem", [c for c in cuda_checks.CENTRED if is_short(c[0])], ids=str)
+def test_attention_over_centred_keys_on_the_host(host: Path, problem: tuple):
+    on_the_host(host, problem[0], centred=problem[1:])
+
+
+@pytest.mark.parametrize("problem", [r for r in cuda_checks.ROTATED if is_short(r[0])], ids=str)
+def test_attention_that_rotates_on_the_host(host: Path, problem: tuple):
+    on_the_host(host, problem[0], rotation=problem[1])
 
 
 def nvcc() -> str:

@@ -13,16 +13,15 @@
 //   values    O^T = V^T P^T: 16 values of the head by 8 columns. Values are unpacked as keys are, and their pairs
 //             transposed by movmatrix: row 8i + g of a product is value g & 1 of a pair of block g >> 1.
 //
-// What limits it is the integer units, which look up, choose and widen: 55 % busy at 131072 rows on an H100, where
-// memory delivers 1.3 of 3.3 TB/s. What lost there, in us for 32 query heads over 8 KV heads of 128, tq4_0 (tq3_0),
-// against 130 (103) on the same machine:
-//   139 (113)  values owned by half blocks, their pairs interleaved as bytes instead of transposed by movmatrix
-//   174 (115)  five blocks of four warps with 96 registers each, which spill
-// and against 119 (96):
-//   122 (94)   both groups of 16 rows unrolled: no faster, with twice the code
-//   122 (98)   blocks of four warps instead of eight; 27 instead of 17 us where there are only 256 rows
-
-#include <cmath>
+// What limits it is the integer units, which look up, choose and widen: 1500 instructions of a warp for a tile, half of
+// the slots of an H100 used at 131072 rows, where memory delivers 1.6 of 3.3 TB/s. 104 (83) us there for 32 query heads
+// over 8 KV heads of 128, tq4_0 (tq3_0). With 256 rows it is fetching the code: 2200 instructions, and half the time.
+// What lost, in us, each against the kernel of its day:
+//   139 (113)  against 130 (103)  values owned by half blocks, their pairs interleaved as bytes instead of transposed
+//   174 (115)  against 130 (103)  five blocks of four warps with 96 registers each, which spill
+//   122 (94)   against 119 (96)   both groups of 16 rows unrolled: no faster, with twice the code
+//   122 (98)   against 119 (96)   blocks of four warps instead of eight
+//   9.8        against 7.7        with 256 rows, 16 warps with half a tile each instead of 8
 
 #include "rotate.cuh"
 #include "split.h"
@@ -183,12 +182,14 @@ static __device__ void offsets_of_chunks(float * offsets, const unsigned * G, co
 template <int D, int NT, bool centred>
 __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(const arguments p) {
     using W = work<D, NT>;
-    extern __shared__ __align__(16) char shared[];
+    TQ_CUDA_SHARED(shared);
     const tq_cuda_attn & a = p.a;
     const int warps = p.warps, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-    const int split = blockIdx.x, kv_head = blockIdx.y / p.column_tiles, stream = blockIdx.z;
-    const int first_column = blockIdx.y % p.column_tiles * W::columns;
-    const int kv_stream = stream / (a.streams / a.kv_streams);
+    // Divisions are long, and where there is little to read, fetching the code takes half the time.
+    const int split = blockIdx.x, stream = blockIdx.z;
+    const int kv_head = p.column_tiles == 1 ? blockIdx.y : blockIdx.y / p.column_tiles;
+    const int first_column = (blockIdx.y - kv_head * p.column_tiles) * W::columns;
+    const int kv_stream = a.streams == a.kv_streams ? stream : stream / (a.streams / a.kv_streams);
     char * const mine = shared + warp * stages * p.stage_bytes;
     float4 * const constants = // of the columns: factor of a product, slope, place of the mask, factor of an offset
         reinterpret_cast<float4 *>(shared + warps * stages * p.stage_bytes);
@@ -196,9 +197,11 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     half * const G = reinterpret_cast<half *>(shared + p.g_offset);
     float * const offsets = reinterpret_cast<float *>(shared + p.window_offset) + warp * window * W::columns;
 
-    const auto token_of = [&](int column) { return min(first_column + column, p.columns - 1) / p.group; };
+    const auto token_of = [&](int column) {
+        return a.tokens == 1 ? 0 : min(first_column + column, p.columns - 1) / p.group;
+    };
     const auto head_of = [&](int column) {
-        return kv_head * p.group + min(first_column + column, p.columns - 1) % p.group;
+        return kv_head * p.group + min(first_column + column, p.columns - 1) - token_of(column) * p.group;
     };
     const auto slope_of = [&](int column) {
         if (a.max_bias == 0.0f) {
@@ -290,9 +293,10 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     };
 
     // --- the tiles of this warp ---
-    const int64_t unit = (int64_t) p.splits * warps, rank = (int64_t) split * warps + warp;
-    const int last_tile = (int) (p.tiles * (rank + 1) / unit);
-    int candidate = (int) (p.tiles * rank / unit);
+    const unsigned rank = split * warps + warp, share = (unsigned) p.tiles / (p.splits * warps),
+                   more = (unsigned) p.tiles - share * p.splits * warps; // so many warps have one tile more
+    int candidate = (int) (rank * share + min(rank, more));
+    const int last_tile = candidate + (int) (share + (rank < more));
 
     wait_for_kernels_before();
     // Read anew for every tile: registers are short, and a spilled one comes back from the second level cache, because

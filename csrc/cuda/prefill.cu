@@ -87,29 +87,10 @@ template <int R> __global__ void look(const arguments p) {
     }
 }
 
-// Four 8x8 matrices of halves, each transposed or as it stands.
-template <bool transposed = false> static __device__ __forceinline__ void load_matrices(unsigned (&x)[4], place p) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-    if constexpr (transposed) {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                     : "r"(p));
-    } else {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                     : "r"(p));
-    }
-#else
-    (void) x, (void) p;
-#endif
-}
-
 static __device__ __forceinline__ void store_half(place to, const half2 (&x)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + 4 * i), "r"(as_word(x[i])),
-                     "r"(as_word(x[i + 1])), "r"(as_word(x[i + 2])), "r"(as_word(x[i + 3]))
-                     : "memory");
+        store_words(to + 4 * i, as_word(x[i]), as_word(x[i + 1]), as_word(x[i + 2]), as_word(x[i + 3]));
     }
 }
 
@@ -263,7 +244,7 @@ static __device__ __forceinline__ void offsets_of_chunks(float * offsets, const 
 // their own: their offsets take registers that the others would spill.
 template <int D, int MT, int R, bool centred>
 __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p) {
-    extern __shared__ __align__(16) char shared[];
+    TQ_CUDA_SHARED(shared);
     constexpr int stride = (D + 8) * 2; // of a row of halves, in bytes: 16 more, so that rows start in different banks
     const tq_cuda_attn & a = p.a;
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;

@@ -8,19 +8,12 @@
 #pragma once
 
 #include "attention.h"
+#include "ptx.cuh"
 #include "tq_device.h"
 
 namespace tq_cuda {
 
 constexpr unsigned magic = 0x64646464u;
-
-__device__ __forceinline__ half2 as_half2(unsigned u) {
-    return *reinterpret_cast<half2 *>(&u);
-}
-
-__device__ __forceinline__ unsigned as_word(half2 h) {
-    return *reinterpret_cast<unsigned *>(&h);
-}
 
 __device__ __forceinline__ half2 widen_low(unsigned levels) { // bytes 0 and 1
     return as_half2(TQ_PRMT(levels, magic, 0x4140));
@@ -30,12 +23,6 @@ __device__ __forceinline__ half2 widen_high(unsigned levels) { // bytes 2 and 3
     return as_half2(TQ_PRMT(levels, magic, 0x4342));
 }
 
-__device__ __forceinline__ half2 multiply(half2 a, half2 b) { // the compiler takes half2 apart, to no gain
-    unsigned r;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(as_word(a)), "r"(as_word(b)));
-    return as_half2(r);
-}
-
 // Both scales of a word; bits above the 16th do not matter. A code less 16, shifted to where a half has its exponent,
 // is 2^6 times the scale.
 __device__ __forceinline__ half2 decode_scales(unsigned w) {
@@ -43,32 +30,6 @@ __device__ __forceinline__ half2 decode_scales(unsigned w) {
     const unsigned signs = (w << 11 & 0x8000u) | (w << 22 & 0x80000000u);
     const half2 scales = multiply(as_half2(codes | signs), as_half2(0x14001400u)); // 2^-10
     return as_half2(w & 0x7800u ? as_word(scales) : 0u);
-}
-
-// A place in shared memory. 32 bits, because the compiler keeps generic pointers in 64 and adds them in two steps.
-using place = unsigned;
-
-__device__ __forceinline__ place place_of(const void * p) {
-    return (place) __cvta_generic_to_shared(p);
-}
-
-__device__ __forceinline__ unsigned load_word(place p) {
-    unsigned w;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(w) : "r"(p));
-    return w;
-}
-
-__device__ __forceinline__ unsigned load_short(place p) {
-    unsigned short w;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(p));
-    return w;
-}
-
-// Zero-extended at once: a short that is widened later makes the compiler wait for it where it is read.
-__device__ __forceinline__ unsigned load_global_short(const void * p) {
-    unsigned w;
-    asm volatile("ld.global.u16 %0, [%1];" : "=r"(w) : "l"(p));
-    return w;
 }
 
 // Both parts of two floats as halves: 22 bits of them.
@@ -217,9 +178,7 @@ __device__ __forceinline__ void load_both(place p, unsigned odd, const books & b
 // Two widened levels times their scales.
 template <int type> __device__ __forceinline__ half2 scaled(half2 levels, half2 scale, half2 offset) {
     if constexpr (format<type>::is_tq) {
-        unsigned r;
-        asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(as_word(levels)), "r"(as_word(scale)), "r"(as_word(offset)));
-        return as_half2(r);
+        return multiply_add(levels, scale, offset);
     } else {
         // the scale of q8_0 has eleven bits: 1152 times it would be rounded
         return __hmul2(__hadd2(levels, __float2half2_rn(-1152.0f)), scale);
@@ -246,68 +205,6 @@ __device__ __forceinline__ void values_of_f16(place block, int h, half2 (&out)[8
         out[2 * i] = as_half2(TQ_PRMT(low[i], high[i], 0x5410));
         out[2 * i + 1] = as_half2(TQ_PRMT(low[i], high[i], 0x7632));
     }
-}
-
-// d += a b for 16x16 times 16x8 halves. Lane 4g + t holds of a rows g, g + 8 and columns 2t, 2t + 1 (and 8 more), of b
-// the same columns as rows and column g, of d rows g, g + 8 and columns 2t, 2t + 1.
-__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-#if !defined(__CUDA_ARCH__)
-    (void) d, (void) a, (void) b;
-#elif __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#elif __CUDA_ARCH__ >= 750
-    for (int i = 0; i < 2; i++) {
-        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
-            "{%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
-    }
-#else
-    (void) d, (void) a, (void) b; // refused by supports_op
-#endif
-}
-
-// An 8x8 matrix of halves, a row to four lanes, transposed.
-__device__ __forceinline__ unsigned transpose(unsigned x) {
-    unsigned y = 0;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-#else
-    (void) x;
-#endif
-    return y;
-}
-
-// Copies of 4, 8 or 16 bytes from global to shared memory, which run on until copy_wait.
-template <int bytes> __device__ __forceinline__ void copy_start(place to, const char * from) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    if constexpr (bytes == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(bytes) : "memory");
-    }
-#else
-    for (int i = 0; i < bytes; i += 4) {
-        const unsigned x = *reinterpret_cast<const unsigned *>(from + i);
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + i), "r"(x) : "memory");
-    }
-#endif
-}
-
-__device__ __forceinline__ void copy_commit() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-// Until at most `pending` of the groups committed last are under way.
-template <int pending> __device__ __forceinline__ void copy_wait() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-#endif
 }
 
 // 32 rows of n chunks, by one warp: 2^i chunks of 2^(5-i) rows at a time for every bit i of n, so that no lane divides
@@ -383,7 +280,7 @@ __device__ __forceinline__ void copy_rows(place to, const staging & s, const cha
 #pragma unroll 1
             for (int i = lane; i < shorts; i += 32) {
                 const unsigned short x = reinterpret_cast<const unsigned short *>(from + row * stride)[i];
-                asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + row * s.stride + 2 * i), "h"(x) : "memory");
+                store_short(to + row * s.stride + 2 * i, x);
             }
         }
     }
