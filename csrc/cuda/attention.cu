@@ -143,9 +143,13 @@ void rotate_back_run(const tq_cuda_attn & a, cudaStream_t stream) {
 
 using namespace tq_cuda;
 
+bool tq_cuda_supports(const tq_cuda_device & device) {
+    return device.capability >= 75;
+}
+
 bool tq_cuda_attn_supports(const tq_cuda_attn & a, const tq_cuda_device & device) {
     const bool types = a.k.type >= 0 && a.v.type >= 0 && (a.k.type < TQ_TYPE_COUNT || a.v.type < TQ_TYPE_COUNT);
-    return device.capability >= 75 && types && is_size(a.k.dim) && is_size(a.v.dim) && a.heads % a.kv_heads == 0 &&
+    return tq_cuda_supports(device) && types && is_size(a.k.dim) && is_size(a.v.dim) && a.heads % a.kv_heads == 0 &&
            a.streams % a.kv_streams == 0 && is_rotation(a.k_rotation, a.k.dim, 256) &&
            is_rotation(a.v_rotation, a.v.dim, 64);
 }

@@ -52,7 +52,9 @@ struct tq_cuda_device {
     int shared; // bytes of shared memory that a block may have
 };
 
-// Whether the kernels take these types and sizes on the device; the data is not looked at.
+// Whether any kernel runs there.
+bool tq_cuda_supports(const tq_cuda_device & device);
+// Whether attention takes these types and sizes there; the data is not looked at.
 bool tq_cuda_attn_supports(const tq_cuda_attn & a, const tq_cuda_device & device);
 
 // Bytes of memory that the caller provides as `scratch`: partial results, if anything.

@@ -1,17 +1,13 @@
-// The CUDA runtime, or HIP's under the same names, and how kernels are launched.
+// The CUDA runtime, and how kernels are launched.
 #pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
 
 #include <atomic>
 #include <cstddef>
 
-#if defined(GGML_USE_HIP)
-#    include "vendors/hip.h"
-#else
-#    include <cuda_fp16.h>
-#    include <cuda_runtime.h>
-#endif
-
-#if !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA) && CUDART_VERSION >= 12030
+#if CUDART_VERSION >= 12030
 #    define TQ_CUDA_OVERLAP // a kernel may be loaded while the one before it in the stream still runs
 #endif
 

@@ -11,6 +11,11 @@ static bool is_tq(const ggml_tensor * t) {
     return tq_type_from_id(t->type) >= 0;
 }
 
+static bool is_view(const ggml_tensor * t) {
+    return t->op == GGML_OP_NONE || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_VIEW || t->op == GGML_OP_PERMUTE ||
+           t->op == GGML_OP_TRANSPOSE;
+}
+
 static bool is_float(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16;
 }
@@ -138,14 +143,11 @@ static bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
 }
 
 bool ggml_cuda_tq_supports(int device, const ggml_tensor * op) {
+    if (!is_view(op) && !tq_cuda_supports(describe(device))) {
+        return false;
+    }
     tq_cuda_attn a;
     switch (op->op) {
-        case GGML_OP_NONE:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_VIEW:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return true;
         case GGML_OP_SET_ROWS:
             return can_set_rows(op);
         case GGML_OP_GET_ROWS:
@@ -155,7 +157,7 @@ bool ggml_cuda_tq_supports(int device, const ggml_tensor * op) {
         case GGML_OP_FLASH_ATTN_EXT:
             return describe(op, a) && tq_cuda_attn_supports(a, describe(device));
         default:
-            return false;
+            return is_view(op);
     }
 }
 
@@ -228,11 +230,6 @@ struct attention_block {
 };
 
 } // namespace
-
-static bool is_view(const ggml_tensor * t) {
-    return t->op == GGML_OP_NONE || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_VIEW || t->op == GGML_OP_PERMUTE ||
-           t->op == GGML_OP_TRANSPOSE;
-}
 
 static bool has_one_use(const ggml_cgraph * graph, const ggml_tensor * t) {
     const size_t at = ggml_hash_find(&graph->visited_hash_set, t);
