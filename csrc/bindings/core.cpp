@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "attention.h"
 #include "tq.h"
 #include "tq_blocks.h"
 
@@ -151,6 +152,7 @@ PYBIND11_MODULE(_core, m) {
           py::arg("threads"));
     m.def("dot", &dot, py::arg("type"), py::arg("x").noconvert(), py::arg("y").noconvert(),
           py::arg("result").noconvert(), py::arg("threads"));
+    bind_attention(m);
     m.def("types", &types);
     m.def("isas", [] { return isas(false); });
     m.def("supported_isas", [] { return isas(true); });

@@ -214,14 +214,21 @@ static float alibi_slope(const struct tq_attn * a, int64_t head) {
                         : powf(powf(2.0f, -a->max_bias / 2.0f / (float) power), (float) (2 * (head - power) + 1));
 }
 
-static void write_result(const struct tq_attn * a, int64_t head, float max, float sum, const float * acc, float * out) {
+// Of query row `at`, [stream][token][head]
+static void write_result(const struct tq_attn * a, int64_t at, float max, float sum, const float * acc) {
+    const int64_t head = at % a->heads;
+    float * out = a->out + at * a->v.dim;
     float keep = 1.0f;
     if (a->sinks != NULL) {
         const float top = fmaxf(max, a->sinks[head]);
         keep = expf(max - top);
         sum = sum * keep + expf(a->sinks[head] - top);
+        max = top;
     }
     const float factor = sum != 0.0f ? keep / sum : 0.0f;
+    if (a->lse != NULL) {
+        a->lse[at] = max + logf(sum);
+    }
     for (int64_t d = 0; d < a->v.dim; d++) {
         out[d] = acc[d] * factor;
     }
@@ -512,7 +519,7 @@ static void store_results(const struct task * k, float * partials) {
         const float * acc = k->scratch.acc + r * a->v.dim;
         const int64_t at = (k->stream * a->tokens + token_of(k, r)) * a->heads + head_of(k, r);
         if (partials == NULL) {
-            write_result(a, head_of(k, r), row->max, row->sum, acc, a->out + at * a->v.dim);
+            write_result(a, at, row->max, row->sum, acc);
         } else {
             float * partial = partials + (size_t) (at * k->plan.chunks + k->chunk) * partial_size(a);
             partial[0] = row->max;
@@ -588,6 +595,6 @@ void tq_attn_merge(const struct tq_attn * a, void * work, int thread, int thread
                 acc[d] += partial[2 + d] * factor;
             }
         }
-        write_result(a, at % a->heads, max, sum, acc, a->out + at * a->v.dim);
+        write_result(a, at, max, sum, acc);
     }
 }

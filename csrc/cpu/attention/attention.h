@@ -100,6 +100,7 @@ struct tq_attn {
 
     const float * sinks; // [heads], or NULL
     float * out;         // [streams][tokens][heads][v.dim]
+    float * lse;         // [streams][tokens][heads], or NULL: log of the sum of e^score, to join it with other rows
 };
 
 #ifdef __cplusplus
