@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <atomic>
 #include <optional>
