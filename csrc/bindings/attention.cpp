@@ -50,7 +50,7 @@ tq_attn_cache describe(int type, const py::array & rows) {
 void run(const tq_attn & a, int threads) {
     std::vector<char> work(tq_attn_work_size(&a, threads));
     const int64_t tasks = tq_attn_tasks(&a);
-    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> next {0};
     const auto in_all_threads = [&](const auto & part) {
         std::vector<std::thread> helpers;
         for (int thread = 1; thread < threads; thread++) {
@@ -125,6 +125,6 @@ void attention(const py::array & q, int k_type, const py::array & k, int v_type,
 
 void bind_attention(py::module_ & m) {
     m.def("attention", &attention, py::arg("q"), py::arg("k_type"), py::arg("k"), py::arg("v_type"), py::arg("v"),
-          py::arg("mask"), py::arg("scale"), py::arg("softcap"), py::arg("out").noconvert(),
-          py::arg("lse").noconvert(), py::arg("threads"));
+          py::arg("mask"), py::arg("scale"), py::arg("softcap"), py::arg("out").noconvert(), py::arg("lse").noconvert(),
+          py::arg("threads"));
 }
