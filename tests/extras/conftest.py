@@ -19,6 +19,9 @@ except ImportError:  # Python 3.10
     import tomli as tomllib
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+if not Path("/dev/nvidiactl").exists():
+    # Kernels in Triton then run in its interpreter. It must know before it is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 _left_out: dict[str, list[str]] = {}  # extra to the requirements that are missing
 
 

@@ -41,11 +41,19 @@ def inputs(problem: Problem) -> dict:
     }
 
 
-def check(problem: Problem, result: torch.Tensor, query_error: np.ndarray, tier: str | None) -> None:
-    """`result` is what the operator may answer, where turned queries are off by `query_error`."""
+def check(
+    problem: Problem,
+    result: torch.Tensor,
+    query_error: np.ndarray,
+    tier: str | None,
+    more: np.ndarray | float = 0.0,
+) -> None:
+    """`result` is what the operator may answer, where turned queries are off by `query_error`, and results
+    before they are turned by `more`.
+    """
     size = np.linalg.norm(problem.q, axis=-1, keepdims=True)
     answer, bound = solve(problem, query_error + 8 * FLOAT * size, tier)
-    bound += 16 * FLOAT * np.linalg.norm(answer, axis=-1, keepdims=True)
+    bound += 16 * FLOAT * np.linalg.norm(answer, axis=-1, keepdims=True) + more
     turned = rotate(result, rotation_size(VALUE, problem.case.v_dim)).numpy().reshape(answer.shape)
     excess = np.abs(turned - answer) - bound
     assert np.all(excess <= 1e-30), f"off by {np.abs(turned - answer).max()}, {excess.max()} too much"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..reference import TypeSpec, check_type
@@ -191,5 +193,16 @@ def _(q, k, v, k_type, v_type, mask, past, scale, softcap) -> tuple[torch.Tensor
 
 # --- the code ---
 
+
+def _on_gpu(name: str) -> Callable[..., object]:
+    def run(*arguments: object) -> object:
+        from .gpu import attention, codec  # and with them Triton
+
+        return getattr(attention if name == "attention" else codec, name)(*arguments)
+
+    return run
+
+
 for _name, _kernel in KERNELS.items():
     _library.impl(_name, _kernel, "CPU")
+    _library.impl(_name, _on_gpu(_name), "CUDA")

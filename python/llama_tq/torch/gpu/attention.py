@@ -1,15 +1,15 @@
-"""Attention on packed rows: one kernel for decode and prefill, and one that joins the parts of a split cache.
+"""Attention on packed rows: a kernel for decode and prefill, and one that joins the parts of a split cache.
 
-A program has up to ROWS query rows of one KV head, tokens by the heads of its group, and goes through its part of
-the cache in tiles. A tile is decoded in registers, once for all of these rows, to halves:
+A program has up to ROWS query rows of one KV head, tokens by the heads of its group, and goes through its
+part of the cache in tiles. A tile is decoded in registers, once for all of these rows, to halves:
 
-    value = unit * number,   unit = 2^(e - 26) for the largest e of the row's scale words,
-                             number = +-(8 + m) 2^(h + e of the block - e of the row) * level
+    value = unit * number,  unit = 2^(e - 26) for the largest e of the row's scale words,
+                            number = +-(8 + m) 2^(h + e of the block - e of the row) * level
 
-A number has eleven significant bits and is below 2^12, so that a half holds it, exactly unless the row has blocks
-2^-13 times as large as another. Queries are divided by their largest value and rounded to halves. Units of keys go
-to the scores, units of values to the weights, which are rounded to halves in parts of the tile's largest unit.
-Tensor cores sum in float32.
+A number has eleven significant bits and is below 2^12: a half holds it, exactly unless another block of the
+row is some 2^13 times as large. Queries are divided by their largest value and rounded to halves. Units of
+keys go to the scores; units of values go to the weights, which are rounded to halves in parts of the tile's
+largest unit. Tensor cores sum in float32.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .blocks import from_slots, load_levels, rotate, spread, tables, to_slots
 
 DECODE_ROWS, PREFILL_ROWS = 16, 64
 TILE_VALUES = 4096  # of a tile of keys or values: 32 rows of 128
+WARPS, STAGES = 4, 1
 PROGRAMS = 4  # wanted of a multiprocessor
 SPLIT_MIN = 256  # rows of a part of the cache, at least
 JOINED = 16  # parts at a time
@@ -45,9 +46,17 @@ def _ratio(word, e_row, k: tl.constexpr):
 
 @triton.jit
 def _load(
-    rows, n, stride, live, books, BITS: tl.constexpr, BYTES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr
+    rows,
+    n,
+    stride,
+    live,
+    books,
+    BITS: tl.constexpr,
+    BYTES: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Rows n of a KV head: numbers, halves [rows, 32 WIDTH] in the order of slots, and units, float32 [rows]."""
+    """Rows n of a KV head: numbers, halves [rows, 32 WIDTH] in the order of slots, and units [rows]."""
     block = tl.arange(0, WIDTH)
     at = rows + n.to(tl.int64)[:, None] * stride + (block * (BYTES // 2))[None, :]
     word, level = load_levels(at, books, live[:, None] & (block < BLOCKS)[None, :], BITS)
@@ -57,7 +66,8 @@ def _load(
     return number, tl.where(e == 0, 0, (e + 101) << 23).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+# A step of decoding must not compile anything: what grows with the cache is no constant.
+@triton.jit(do_not_specialize=["tokens", "rows", "past", "split"])
 def attention_kernel(
     q,
     k,
@@ -107,8 +117,8 @@ def attention_kernel(
 ):
     """Strides of q and the mask are in elements, of k and v in 16 bits.
 
-    out: [batch, token, head, value], or [batch, token, head, part, value] in float32; lse likewise, to base 2 where
-    the cache is split.
+    out: [batch, token, head, value], or [batch, token, head, part, value] in float32; lse likewise, to base 2
+    where the cache is split.
     """
     at = tl.program_id(1).to(tl.int64)
     batch, kv_head = at // kv_heads, at % kv_heads
@@ -158,7 +168,12 @@ def attention_kernel(
         if CAUSAL:
             seen &= n[None, :] <= past + token[:, None]
         if MASK != NO_MASK:
-            place = mask + batch * mask_batch + head[:, None] * mask_head + token.to(tl.int64)[:, None] * mask_token
+            place = (
+                mask
+                + batch * mask_batch
+                + head[:, None] * mask_head
+                + token.to(tl.int64)[:, None] * mask_token
+            )
             if MASK == BOOL_MASK:
                 seen &= tl.load(place + n[None, :], seen, 0) != 0
             else:
@@ -192,7 +207,7 @@ def attention_kernel(
     tl.store(lse + place, sums, used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def join_kernel(
     part_out,
     part_lse,
@@ -229,9 +244,14 @@ def join_kernel(
     acc = acc / tl.where(total == 0, 1.0, total)
     acc = rotate(tl.reshape(acc, [V_VALUES // V_SIZE, V_SIZE]), V_VALUES // V_SIZE, V_SIZE)
     tl.store(
-        out + at * (32 * V_BLOCKS) + c, tl.reshape(acc, [V_VALUES]).to(out.dtype.element_ty), c < 32 * V_BLOCKS
+        out + at * (32 * V_BLOCKS) + c,
+        tl.reshape(acc, [V_VALUES]).to(out.dtype.element_ty),
+        c < 32 * V_BLOCKS,
     )
-    tl.store(lse + at, tl.where(total == 0, float("-inf"), (best + tl.log2(tl.where(total == 0, 1.0, total))) / _LOG2E))
+    tl.store(
+        lse + at,
+        tl.where(total == 0, float("-inf"), (best + tl.log2(tl.where(total == 0, 1.0, total))) / _LOG2E),
+    )
 
 
 @functools.cache
@@ -326,7 +346,8 @@ def attention(
             WHOLE=parts == 1,
             ROWS=block,
             TILE=tile,
-            num_warps=4,
+            num_warps=WARPS,
+            num_stages=STAGES,
         )
         if parts > 1:
             join_kernel[(batch * tokens * heads,)](

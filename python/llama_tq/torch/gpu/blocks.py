@@ -1,7 +1,7 @@
 """csrc/FORMAT.md in Triton: encoder, decoder, and the rotation. Functions for tiles of blocks.
 
-Equal bytes need equal roundings: every kernel that encodes is launched with ``enable_fp_fusion=False``, so that no
-product and sum become one instruction, and divides by ``div_rn``, which is rounded correctly.
+Equal bytes need equal roundings: every kernel that encodes is launched with ``enable_fp_fusion=False``, so
+that no product and sum become one instruction, and divides by ``div_rn``, which is rounded correctly.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 * 2^23: its sum with a number belo
 
 @functools.cache
 def tables(type: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of both codebooks: squared errors int32 ``(2, ERRORS)``, the midpoints of 4.4 int32 ``(2, levels - 1)``, and
-    the levels float32 ``(2, levels)``.
+    """Of both codebooks: squared errors, int32 ``(2, ERRORS)``, the midpoints of 4.4, int32
+    ``(2, levels - 1)``, and the levels, float32 ``(2, levels)``.
     """
     book = TYPES[type].codebook
     number = np.arange(ERRORS) - ERRORS // 2
@@ -50,8 +50,8 @@ def tables(type: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor,
 
 @triton.jit
 def rotate(x, PARTS: tl.constexpr, SIZE: tl.constexpr):
-    """Each of [PARTS, SIZE] times the Hadamard matrix: log2(SIZE) butterflies of neighbours, and after each the
-    lowest bit of the index becomes the highest, so that all bits have had their turn and are back in the end.
+    """Each of [PARTS, SIZE] times the Hadamard matrix: log2(SIZE) butterflies of neighbours. After each, the
+    lowest bit of the index becomes the highest: all bits have their turn, and are back in the end.
     """
     rounds: tl.constexpr = tl.standard._log2(SIZE)
     for _ in tl.static_range(rounds):
@@ -110,7 +110,7 @@ def _search(x, amax, errors, START: tl.constexpr, COUNT: tl.constexpr):
     first = ((amax * START).to(tl.int32, bitcast=True) >> 20) - _BIAS
     code = tl.minimum(tl.maximum(first, _CODE_MIN), _CODE_MAX)
     price, negative = _price(x, code, errors)
-    for k in tl.static_range(1, COUNT):
+    for k in range(1, COUNT):
         other = tl.minimum(tl.maximum(first + k, _CODE_MIN), _CODE_MAX)
         other_price, other_negative = _price(x, other, errors)
         better = other_price < price
@@ -169,8 +169,8 @@ def write(block, word, index, mask, N: tl.constexpr, BITS: tl.constexpr):
 
 
 # --- the decoder ---
-# Blocks are read as 16-bit words: the scale word, then words of which each has SLOTS indices. A tile of rows comes
-# as [N, blocks, words, SLOTS], which is not the order of the values: word j, slot s is
+# Blocks are read as 16-bit words: the scale word, then words of which each has SLOTS indices. A tile of rows
+# comes as [N, blocks, words, SLOTS], which is not the order of the values: word j, slot s is
 #
 #   tq4_0           8 words of 4    value 2 j + (s / 2) + 16 (s % 2)
 #   tq3_0, tq2_1    4 words of 8    value 2 j + (s / 4) + 8 (s % 4)
@@ -180,8 +180,8 @@ def write(block, word, index, mask, N: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def load_levels(block, books, mask, BITS: tl.constexpr):
-    """Blocks at the pointers (to 16 bits) [N, blocks] to scale words [N, blocks] and levels [N, blocks, words, SLOTS],
-    float32.
+    """Blocks at the pointers (to 16 bits) [N, blocks] to scale words [N, blocks] and levels, float32
+    [N, blocks, words, SLOTS].
     """
     WORDS: tl.constexpr = 8 if BITS == 4 else 4
     SLOTS: tl.constexpr = 4 if BITS == 4 else 8
@@ -189,10 +189,8 @@ def load_levels(block, books, mask, BITS: tl.constexpr):
     j = tl.arange(0, WORDS)[None, None, :]
     low = tl.load(block[:, :, None] + 1 + j, mask[:, :, None], 0).to(tl.int32) & 0xFFFF
     slot = tl.arange(0, SLOTS)[None, None, None, :]
-    if BITS == 4:
-        index = (low[:, :, :, None] >> (4 * slot)) & 15
-    else:
-        index = (low[:, :, :, None] >> (2 * slot)) & 3
+    WIDTH: tl.constexpr = 4 if BITS == 4 else 2  # bits of an index that are in `low`
+    index = (low[:, :, :, None] >> (WIDTH * slot)) & ((1 << WIDTH) - 1)
     if BITS == 3:
         high = tl.load(block[:, :, None] + 5 + (j & 1), mask[:, :, None], 0).to(tl.int32) & 0xFFFF
         bit = 8 * (slot >> 2) + (j >> 1)[:, :, :, None] + 2 * (slot & 3)

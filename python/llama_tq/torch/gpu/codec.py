@@ -9,7 +9,7 @@ import triton.language as tl
 from ...reference import TYPES
 from .blocks import encode, from_slots, load_levels, rotate, scales, spread, tables, write
 
-ENCODED = 8  # blocks of a program; a candidate's 16 values for each of 16 lanes
+ENCODED = 4  # blocks of a program, by one warp; at least those that are rotated together
 DECODED = 32
 
 
@@ -56,7 +56,7 @@ def encode_kernel(
 
 
 def _encode(x: torch.Tensor, out: torch.Tensor, type: str, size: int, rotate: bool) -> object:
-    """x ``(batch, heads, tokens, values)`` to ``out``, whose last dimension is bytes; returns what was run."""
+    """x ``(batch, heads, tokens, values)`` to `out`, whose last dimension is bytes; returns what was run."""
     spec = TYPES[type]
     batch, heads, tokens, values = x.shape
     parts = batch * heads * tokens * (values // size)
