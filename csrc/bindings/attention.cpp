@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <optional>
 #include <stdexcept>
@@ -46,35 +47,35 @@ tq_attn_cache describe(int type, const py::array & rows) {
     return {type, static_cast<const char *>(rows.data()), dim, stride(rows, 2), stride(rows, 1), stride(rows, 0)};
 }
 
-// Every thread takes tasks until none is left; then each merges its part.
-void run(const tq_attn & a, int threads) {
-    std::vector<char> work(tq_attn_work_size(&a, threads));
+constexpr int64_t values_per_thread = 1 << 20; // of the cache; below, a thread costs more than it brings
+
+// Every thread takes tasks until none is left. What remains is little, and merged by one.
+void run(const tq_attn & a, int most) {
     const int64_t tasks = tq_attn_tasks(&a);
+    const int64_t values = a.streams * a.kv_heads * a.kv_rows * (a.k.dim + a.v.dim) * a.tokens;
+    const int threads =
+        static_cast<int>(std::clamp<int64_t>(values / values_per_thread, 1, std::min<int64_t>(most, tasks)));
+    std::vector<char> work(tq_attn_work_size(&a, threads));
     std::atomic<int64_t> next {0};
-    const auto in_all_threads = [&](const auto & part) {
-        std::vector<std::thread> helpers;
-        for (int thread = 1; thread < threads; thread++) {
-            try {
-                helpers.emplace_back(part, thread);
-            } catch (const std::system_error &) { // no more threads
-                break;
-            }
-        }
-        part(0);
-        const int missing = static_cast<int>(helpers.size()) + 1;
-        for (std::thread & helper : helpers) {
-            helper.join();
-        }
-        for (int thread = missing; thread < threads; thread++) {
-            part(thread);
-        }
-    };
-    in_all_threads([&](int thread) {
+    const auto take = [&](int thread) {
         for (int64_t task = next++; task < tasks; task = next++) {
             tq_attn_run_task(&a, task, work.data(), thread, threads);
         }
-    });
-    in_all_threads([&](int thread) { tq_attn_merge(&a, work.data(), thread, threads); });
+    };
+    std::vector<std::thread> helpers;
+    try {
+        while (static_cast<int>(helpers.size()) + 1 < threads) {
+            helpers.emplace_back(take, static_cast<int>(helpers.size()) + 1);
+        }
+    } catch (const std::system_error &) { // no more threads
+    }
+    take(0);
+    for (std::thread & helper : helpers) {
+        helper.join();
+    }
+    for (int thread = 0; thread < threads; thread++) {
+        tq_attn_merge(&a, work.data(), thread, threads);
+    }
 }
 
 void attention(const py::array & q, int k_type, const py::array & k, int v_type, const py::array & v,
