@@ -10,9 +10,6 @@ import llama_tq.hf
 from hf_models import KINDS, make, oracle, prompt
 from llama_tq.hf import ATTENTION, TurboQuantCache
 
-# transformers 5.24 renames the argument, which 5.17 does not know by the new name.
-pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
-
 MODES = {
     "greedy": {},
     "beams": {"num_beams": 3},

@@ -112,13 +112,13 @@ class TurboQuantLayer(CacheLayerMixin):
         :raises RuntimeError: a sliding window has dropped tokens already that would be needed again
         """
         count = -tokens_to_remove
+        if count >= 0 and not self.is_initialized:
+            return  # a layer that reads the cache of another
         if not 0 <= count <= self.cumulative_length:
             allowed = f"{-self.cumulative_length} to 0"
             raise ValueError(f"crop by {tokens_to_remove}: allowed are {allowed}, the tokens to take away")
         if self.is_sliding and self.cumulative_length >= self.sliding_window and not self.record_past:
             raise RuntimeError("crop of a full sliding window: call activate_past_recording() before")
-        if not self.is_initialized:
-            return
         for side in (self.keys, self.values):
             side.drop_newest(count)
         self.cumulative_length -= count

@@ -62,7 +62,8 @@ def _load(
     word, level = load_levels(at, books, live[:, None] & (block < BLOCKS)[None, :], BITS)
     e = tl.max((word >> 10) & 31, 1)
     ratio = spread(_ratio(word, e[:, None], 0), _ratio(word, e[:, None], 1), BITS)
-    number = tl.reshape((level * ratio).to(tl.float16), [n.shape[0], 32 * WIDTH])
+    # Rounded after reshape and not before: Triton 3.6 fails where a reshape feeds a product of matrices.
+    number = tl.reshape(level * ratio, [n.shape[0], 32 * WIDTH]).to(tl.float16)
     return number, tl.where(e == 0, 0, (e + 101) << 23).to(tl.float32, bitcast=True)
 
 
@@ -139,8 +140,7 @@ def attention_kernel(
     query = tl.reshape(query, [ROWS * K_VALUES // K_SIZE, K_SIZE])
     query = tl.reshape(rotate(query, ROWS * K_VALUES // K_SIZE, K_SIZE), [ROWS, K_VALUES])
     top = tl.max(tl.abs(query), 1)
-    query = (query / tl.where(top == 0, 1.0, top)[:, None]).to(tl.float16)
-    query = to_slots(query, ROWS, K_WIDTH, K_BITS)
+    query = to_slots(query / tl.where(top == 0, 1.0, top)[:, None], ROWS, K_WIDTH, K_BITS).to(tl.float16)
     if not CAPPED:
         scale *= _LOG2E
     top *= scale
