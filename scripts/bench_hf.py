@@ -24,12 +24,14 @@ from llama_tq import torch as tq
 
 DATA = Path(llama_tq.hf.__file__).parents[1] / "data"
 PAIRS = ("tq4_0/tq4_0", "tq3_0/tq3_0", "tq4_0/tq2_1")
+WINDOW = 128  # of the newest tokens in full precision: as many as QuantizedCache keeps, at most
+WITH_WINDOW = tuple(f"{pair}, window" for pair in PAIRS)
 RIVALS = ("quanto/4", "quanto/2", "hqq/4", "hqq/2")  # backend of QuantizedCache, and bits
 HEADS, KV_HEADS, HEAD = 32, 8, 128
 
 
 def make_cache(model: transformers.PreTrainedModel, name: str) -> Cache:
-    """`name` is "full", a pair of types, or a backend and bits; sets the attention that goes with it."""
+    """`name` is "full", a pair of types (", window"), or a backend and bits; sets the attention for it."""
     if name in RIVALS:
         backend, bits = name.split("/")
         axis = {"axis_key": 1, "axis_value": 1} if backend == "hqq" else {}
@@ -38,8 +40,9 @@ def make_cache(model: transformers.PreTrainedModel, name: str) -> Cache:
     if name == "full":
         model.set_attn_implementation("sdpa")
         return DynamicCache(config=model.config)
-    k, v = name.split("/")
-    return llama_tq.hf.patch(model, k=k, v=v)
+    pair, _, window = name.partition(", ")
+    k, v = pair.split("/")
+    return llama_tq.hf.patch(model, k=k, v=v, window=WINDOW if window else 0)
 
 
 def held_bytes(thing: object, seen: set | None = None) -> int:
@@ -250,7 +253,7 @@ def main(device: str, context: int, chunks: int, step: int, rivals: bool, depth:
     names = ["full", *PAIRS]
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     console.print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
-    console.print(quality([*names, *(RIVALS if rivals else ())], context, chunks, step, device))
+    console.print(quality([*names, *WITH_WINDOW, *(RIVALS if rivals else ())], context, chunks, step, device))
     if device == "cuda":
         console.print(speed(names, depth, [1, 4], layers))
 

@@ -8,7 +8,8 @@
 ``evaluate``, ``centre``, ``compare``, ``generate``, ``bench`` and ``benchmark`` do what the commands of
 ``llama-tq`` print. ``with llama_tq.centring(False)`` switches key centring off.
 
-``llama_tq.turboquant`` (the paper) and ``llama_tq.mlx`` (a cache for mlx-lm) need the extras of these names.
+``llama_tq.turboquant`` (the paper), ``llama_tq.torch`` (operators), ``llama_tq.hf`` (a cache for
+transformers) and ``llama_tq.mlx`` (a cache for mlx-lm) need the extras of these names.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _MODULES = {
         )
     },
 }
-_PACKAGES = ("mlx", "reference", "turboquant")
+_PACKAGES = ("hf", "mlx", "reference", "torch", "turboquant")
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [

@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedConf
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 import llama_tq
-from llama_tq.torch.rotation import KEY, VALUE, rotate, rotation_size
+from llama_tq.heads import KEY, VALUE, rotation_size
+from llama_tq.torch.rotation import rotate
 
 VOCABULARY = 160
 _COMMON = {

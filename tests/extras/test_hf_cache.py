@@ -12,8 +12,9 @@ import llama_tq.hf
 from hf_models import KINDS, make, prompt
 from llama_tq import reference
 from llama_tq import torch as tq
+from llama_tq.heads import KEY, VALUE, rotation_size
 from llama_tq.hf import TurboQuantCache
-from llama_tq.torch.rotation import KEY, VALUE, rotate, rotation_size
+from llama_tq.torch.rotation import rotate
 
 TYPES = reference.TYPES
 

@@ -1,4 +1,4 @@
-"""The demo model, by transformers' own reader of GGUF files: trained heads, and text it was not trained on."""
+"""The demo model, by transformers' own reader of GGUF files: trained heads, and text that is new to it."""
 
 from __future__ import annotations
 

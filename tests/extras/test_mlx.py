@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import mlx.core as mx
-import mlx_models
 import numpy as np
 import pytest
 from mlx_lm.generate import generate_step, speculative_generate_step
@@ -23,6 +22,7 @@ from scipy.linalg import hadamard
 from scipy.special import log_softmax
 
 import llama_tq.mlx
+import mlx_models
 from llama_tq import reference
 from llama_tq.heads import KEY, VALUE, rotation_size
 from llama_tq.mlx import TurboQuantCache, patch

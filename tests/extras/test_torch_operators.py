@@ -10,7 +10,7 @@ import llama_tq
 from kernel_checks import values
 from llama_tq import reference
 from llama_tq import torch as tq
-from llama_tq.torch.rotation import KEY, VALUE, matrix, rotate, rotation_size
+from llama_tq.torch.rotation import matrix, rotate
 from torch_problems import CASES, check, inputs, log_sums, make, rounded_by
 
 TYPES = list(reference.TYPES)
@@ -46,14 +46,6 @@ def test_rotation_is_orthonormal_and_undoes_itself(n):
     torch.testing.assert_close(h @ h, torch.eye(n).double(), atol=1e-6, rtol=0)
     x = torch.randn(5, 2 * n, generator=torch.manual_seed(0))
     torch.testing.assert_close(rotate(rotate(x, n), n), x, atol=1e-5, rtol=0)
-
-
-def test_rotations_are_those_of_llama_cpp():
-    """`build_input_k_rot` and `build_input_v_rot` of patches/llama-rotate-every-tq-cache.patch."""
-    sizes = {
-        head: (rotation_size(KEY, head), rotation_size(VALUE, head)) for head in (64, 80 + 16, 128, 192, 256)
-    }
-    assert sizes == {64: (64, 64), 96: (32, 32), 128: (128, 64), 192: (64, 64), 256: (256, 64)}
 
 
 def test_store_writes_its_rows_and_no_other():

@@ -7,7 +7,8 @@ import torch
 
 from attention_checks import Case, Problem, format_of, make, solve
 from llama_tq import reference
-from llama_tq.torch.rotation import KEY, VALUE, rotate, rotation_size
+from llama_tq.heads import KEY, VALUE, rotation_size
+from llama_tq.torch.rotation import rotate
 
 FLOAT = 2.0**-22  # relative error of an operation in float32, generously
 

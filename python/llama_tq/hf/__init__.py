@@ -7,6 +7,14 @@ Keys and values are held in the bytes of :mod:`llama_tq.reference`, rotated as i
 attention runs on these bytes. Keys are not centred: csrc/CENTRING.md is about llama.cpp.
 """
 
+try:
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "llama_tq.hf needs PyTorch and transformers: pip install torch transformers (the extra [hf])"
+    ) from error
+
 from .attention import NAME as ATTENTION
 from .cache import TurboQuantCache
 from .patching import patch

@@ -6,8 +6,8 @@ import torch
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, get_layer_types_and_kwargs
 
+from ..heads import KEY, VALUE, check_head
 from ..reference import TypeSpec, check_type
-from ..torch import rotation
 from .attention import NAME
 from .side import Packed, Side
 
@@ -41,8 +41,8 @@ class TurboQuantLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Set dtype, device and shapes."""
         k, v = self.types
-        self.keys = Side(key_states, k, rotation.KEY, self.window)
-        self.values = Side(value_states, v, rotation.VALUE, self.window)
+        self.keys = Side(key_states, k, KEY, self.window)
+        self.values = Side(value_states, v, VALUE, self.window)
         self.is_initialized = True
 
     def update(
@@ -173,7 +173,7 @@ class TurboQuantCache(Cache):
             )
         decoder = config.get_text_config(decoder=True)
         head = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
-        rotation.check_head(head, f"{decoder.model_type} has heads")
+        check_head(head, f"{decoder.model_type} has heads")
         layers = []
         for number, (type, options) in enumerate(zip(*_layer_types(decoder), strict=True)):
             if type not in LAYER_TYPES:

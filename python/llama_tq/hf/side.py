@@ -6,8 +6,10 @@ import dataclasses
 
 import torch
 
+from ..heads import check_head, rotation_size
 from ..reference import TypeSpec
-from ..torch import dequantize, rotation, store
+from ..torch import dequantize, store
+from ..torch.rotation import rotate
 
 SPARE = 16  # when rows run out, a sixteenth more is made, and 64 at least: a row is copied about that often
 SPARE_MIN = 64
@@ -20,7 +22,7 @@ class Packed:
     rows: torch.Tensor  #: uint8 ``(batch, heads, packed tokens, bytes)``, a view of the cache
     tail: torch.Tensor  #: the tokens after these, ``(batch, heads, tokens, head)``, as the model made them
     type: str
-    side: str  #: rotation.KEY or rotation.VALUE
+    side: str  #: heads.KEY or heads.VALUE
 
     @property
     def shape(self) -> torch.Size:
@@ -30,8 +32,8 @@ class Packed:
 
     def dense(self) -> torch.Tensor:
         """The tokens decoded and turned back, of the model's dtype."""
-        size = rotation.rotation_size(self.side, self.tail.shape[-1])
-        decoded = rotation.rotate(dequantize(self.rows, self.type), size).to(self.tail.dtype)
+        size = rotation_size(self.side, self.tail.shape[-1])
+        decoded = rotate(dequantize(self.rows, self.type), size).to(self.tail.dtype)
         return torch.cat([decoded, self.tail], dim=2) if self.tail.shape[2] else decoded
 
 
@@ -40,14 +42,14 @@ class Side:
 
     :param states: decides dtype, device, batch, heads and head size; its values are not stored
     :param spec: type of the packed rows
-    :param side: rotation.KEY or rotation.VALUE
+    :param side: heads.KEY or heads.VALUE
     :param window: so many of the newest tokens stay in full precision
     :raises ValueError: the head size is no multiple of 32
     """
 
     def __init__(self, states: torch.Tensor, spec: TypeSpec, side: str, window: int) -> None:
         batch, heads, _, head = states.shape
-        rotation.check_head(head, f"{side} heads")
+        check_head(head, f"{side} heads")
         self.spec, self.side, self.window = spec, side, window
         width = head // spec.block_size * spec.block_bytes
         self._buffer = states.new_empty((batch, heads, 0, width), dtype=torch.uint8)
@@ -78,7 +80,7 @@ class Side:
         count = states.shape[2]
         if count:
             self._make_room(count)
-            size = rotation.rotation_size(self.side, states.shape[-1])
+            size = rotation_size(self.side, states.shape[-1])
             store(states, self._buffer, self._last, self.spec.name, size)
             self._last += count
 

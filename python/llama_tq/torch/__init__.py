@@ -9,6 +9,11 @@ kernels of llama.cpp's cache, on a GPU they are written in Triton; both write th
 :mod:`llama_tq.reference`. None has a gradient.
 """
 
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("llama_tq.torch needs PyTorch: pip install torch (the extra [torch])") from error
+
 from .operators import attention, dequantize, quantize, store
 
 __all__ = ["attention", "dequantize", "quantize", "store"]

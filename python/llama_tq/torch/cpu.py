@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from .. import _core
+from ..heads import KEY, VALUE, rotation_size
 from ..reference import TYPES
-from .rotation import KEY, VALUE, rotate, rotation_size
+from .rotation import rotate
 
 NUMBERS = {name: number for number, name in enumerate(_core.types())}
 MASK_TOKENS = 256  # queries of one call where a mask must be made: it never is larger than that by all rows

@@ -55,7 +55,7 @@ def store(x: torch.Tensor, rows: torch.Tensor, start: int, type: str, rotation: 
     :param rows: uint8, shape ``(batch, heads, capacity, head / 32 * block bytes)``; written to
     :param start: row of the first token
     :param type: name of a type
-    :param rotation: values that are rotated together, see :func:`llama_tq.torch.rotation.rotation_size`
+    :param rotation: values that are rotated together, see :func:`llama_tq.heads.rotation_size`
     :raises ValueError: unknown type, shapes that do not fit, or not so many rows
     :raises TypeError: another dtype
     """
