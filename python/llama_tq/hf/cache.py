@@ -178,7 +178,7 @@ class TurboQuantCache(Cache):
         for number, (type, options) in enumerate(zip(*_layer_types(decoder), strict=True)):
             if type not in LAYER_TYPES:
                 raise ValueError(f"layer {number} is of type {type}; allowed are {', '.join(LAYER_TYPES)}")
-            sliding = options.get("sliding_window")
+            sliding = options["sliding_window"] if type == "sliding_attention" else None
             layers.append(TurboQuantLayer(decoder, k_spec, v_spec, window, sliding))
         super().__init__(layers=layers)
 
