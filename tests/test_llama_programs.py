@@ -18,6 +18,7 @@ import pytest
 import llama_models
 import llama_tq
 from llama_session import model_file
+from servers import free_port, rpc_server
 
 TYPES = [t.name for t in llama_tq.types()]
 PAIRS = [*((name, name) for name in TYPES), ("tq4_0", "tq2_1"), ("q8_0", "tq3_0"), ("tq4_0", "f16")]
@@ -75,12 +76,6 @@ def test_llama_bench(model, type_k, type_v):
     assert {(r["type_k"], r["type_v"]) for r in results} == {(type_k, type_v)}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextlib.contextmanager
 def server(model, log, *arguments: str):
     port = free_port()
@@ -125,24 +120,6 @@ def test_llama_server(model, tmp_path, type_k, type_v):
         long = post(f"{url}/completion", **prompt, n_predict=600)
         assert long["tokens_predicted"] == 600
     assert "context shift" in log.read_text()
-
-
-@contextlib.contextmanager
-def rpc_server():
-    port = free_port()
-    command = ["ggml-rpc-server", "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                assert process.poll() is None
-                with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)):
-                    break
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            yield port
-        finally:
-            process.terminate()
 
 
 class WithoutTypes(socketserver.BaseRequestHandler):

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -33,15 +34,27 @@ void collect(ggml_log_level level, const char * text, void *) {
     }
 }
 
-py::tuple memory_of(std::uintptr_t context) {
-    llama_memory_breakdown_data sum;
+// Main memory that is pinned for a GPU is the CPU's.
+std::string device_of(ggml_backend_buffer_type_t type) {
+    ggml_backend_dev_t device = ggml_backend_buft_is_host(type) ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)
+                                                                : ggml_backend_buft_get_device(type);
+    return device ? ggml_backend_dev_name(device) : ggml_backend_buft_name(type);
+}
+
+py::list memory_of(std::uintptr_t context) {
+    std::map<std::string, llama_memory_breakdown_data> sums;
     const auto parts = llama_get_memory_breakdown(reinterpret_cast<const llama_context *>(context));
-    for (const auto & [buffer_type, bytes] : parts) {
+    for (const auto & [type, bytes] : parts) {
+        llama_memory_breakdown_data & sum = sums[device_of(type)];
         sum.model += bytes.model;
         sum.context += bytes.context;
         sum.compute += bytes.compute;
     }
-    return py::make_tuple(sum.model, sum.context, sum.compute);
+    py::list devices;
+    for (const auto & [device, sum] : sums) {
+        devices.append(py::make_tuple(device, sum.model, sum.context, sum.compute));
+    }
+    return devices;
 }
 
 void begin_log() {
@@ -87,7 +100,8 @@ py::dict means_of(std::uintptr_t address, int threads) {
 PYBIND11_MODULE(_native, module) {
     module.attr("LOG_ERROR") = static_cast<int>(GGML_LOG_LEVEL_ERROR);
     module.def("memory_of", memory_of, py::arg("context"),
-               "Bytes of weights, cache and compute buffers of the llama_context at this address, over all devices.");
+               "For each device of the llama_context at this address: its name, and the bytes of weights, cache and "
+               "compute buffers there.");
     module.attr("CENTRING_CHUNK") = LLAMA_TQ_CHUNK;
     module.def("centring_on", llama_tq_centring_on, "Whether contexts made from now on centre the keys of TQ caches.");
     module.def("set_centring", llama_tq_set_centring, py::arg("on"),

@@ -91,6 +91,15 @@ _json = click.option(
 _tokens = click.option(
     "-n", "--tokens", default=defaults.N_TOKENS, show_default=True, help="Tokens to generate."
 )
+_gpu_layers = click.option(
+    "-ngl",
+    "--gpu-layers",
+    "n_gpu_layers",
+    type=click.IntRange(min=-1),
+    default=0,
+    show_default=True,
+    help="Layers on the GPU, with their cache; -1 for all.",
+)
 _pairs = click.option(
     "--pairs", type=_Pairs(), help="Cache types to try, K/V or one name for both, separated by commas."
 )
@@ -135,14 +144,15 @@ def main() -> None:
 
 
 def _on_model(name: str | None = None) -> Callable[[Callable], click.Command]:
-    """A command whose first argument is a model."""
-    return lambda function: main.command(name, epilog=_MODEL)(click.argument("model")(function))
+    """A command whose first argument is a model, and which can have it on a GPU."""
+    return lambda function: main.command(name, epilog=_MODEL)(click.argument("model")(_gpu_layers(function)))
 
 
 @main.command(epilog=_MODEL)
 @click.argument("model", required=False)
+@_gpu_layers
 @_json
-def info(model: str | None, as_json: bool) -> None:
+def info(model: str | None, n_gpu_layers: int, as_json: bool) -> None:
     """What is installed: versions, cache types, instruction sets, backends.
 
     With MODEL also what a TQ cache would do with it: which keys are centred, or why none, and where their
@@ -150,12 +160,13 @@ def info(model: str | None, as_json: bool) -> None:
     """
     from .commands.info import info as run
 
-    _show(run(model), as_json, "info")
+    _show(run(model, n_gpu_layers=n_gpu_layers), as_json, "info")
 
 
 @main.command()
+@_gpu_layers
 @_json
-def demo(as_json: bool) -> None:
+def demo(n_gpu_layers: int, as_json: bool) -> None:
     """Try the cache types on the model inside the package.
 
     Continues a text it has not seen with f16 and with the TQ types, and compares the predictions, the size
@@ -164,7 +175,7 @@ def demo(as_json: bool) -> None:
     from .commands.demo import demo as run
 
     with _progress() as progress:
-        result = run(progress=progress)
+        result = run(n_gpu_layers=n_gpu_layers, progress=progress)
     _show(result, as_json, "demo")
 
 
@@ -187,7 +198,9 @@ def benchmark(turboquant: bool, as_json: bool) -> None:
 @_on_model()
 @click.option("--ctx", type=int, help="Tokens of context.  [default: the model's]")
 @click.option(
-    "--memory", type=_Bytes(), help="Memory for everything, such as 8GiB: shows the longest context."
+    "--memory",
+    type=_Bytes(),
+    help="Memory for everything, such as 8GiB, with -ngl that of a GPU: shows the longest context.",
 )
 @click.option(
     "--parallel", type=click.IntRange(1), default=1, show_default=True, help="Slots that share the context."
@@ -198,7 +211,14 @@ def benchmark(turboquant: bool, as_json: bool) -> None:
 @_pairs
 @_json
 def plan(
-    model: str, ctx: int | None, memory: int | None, parallel: int, swa_full: bool, pairs, as_json: bool
+    model: str,
+    n_gpu_layers: int,
+    ctx: int | None,
+    memory: int | None,
+    parallel: int,
+    swa_full: bool,
+    pairs,
+    as_json: bool,
 ) -> None:
     """Memory that MODEL needs, by pair of cache types.
 
@@ -210,7 +230,8 @@ def plan(
     """
     from .commands.plan import plan as run
 
-    result = run(model, n_ctx=ctx, memory=memory, pairs=pairs, sequences=parallel, swa_full=swa_full)
+    how = {"sequences": parallel, "swa_full": swa_full, "n_gpu_layers": n_gpu_layers}
+    result = run(model, n_ctx=ctx, memory=memory, pairs=pairs, **how)
     _show(result, as_json, "plan")
 
 
@@ -237,6 +258,7 @@ def plan(
 @_json
 def evaluate(
     model: str,
+    n_gpu_layers: int,
     text: Path | None,
     pairs,
     yardsticks: bool,
@@ -274,6 +296,7 @@ def evaluate(
                 recall=recall,
                 floor=yardsticks,
                 uncentred=uncentred,
+                n_gpu_layers=n_gpu_layers,
                 keep=directory,
                 resume=resume,
                 progress=progress,
@@ -297,7 +320,9 @@ def evaluate(
 @click.option("--force", is_flag=True, help="Replace a file at --out.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the gain by layer into this image file.")
 @_json
-def centre(model: str, out: Path | None, force: bool, plot: Path | None, as_json: bool) -> None:
+def centre(
+    model: str, n_gpu_layers: int, out: Path | None, force: bool, plot: Path | None, as_json: bool
+) -> None:
     """What key centring does to MODEL, layer by layer.
 
     TQ caches store keys without what all keys of a head have in common, and give it back to the scores. The
@@ -311,7 +336,7 @@ def centre(model: str, out: Path | None, force: bool, plot: Path | None, as_json
     from .commands.centre import centre as run
     from .views import plots
 
-    result = run(model, out, force=force)
+    result = run(model, out, force=force, n_gpu_layers=n_gpu_layers)
     _show(result, as_json, "centring")
     if plot:
         _err.print(f"Wrote {plots.gain(result, plot)}", highlight=False)
@@ -322,7 +347,7 @@ def centre(model: str, out: Path | None, force: bool, plot: Path | None, as_json
 @_pairs
 @_tokens
 @_json
-def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -> None:
+def compare(model: str, n_gpu_layers: int, prompt: str, pairs, tokens: int | None, as_json: bool) -> None:
     """Continue PROMPT with f16 and with each pair, side by side.
 
     Always the most probable token. The first one that differs from f16's is marked.
@@ -333,7 +358,7 @@ def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -
     from .commands.compare import compare as run
 
     with _progress() as progress:
-        result = run(model, prompt, pairs, n_tokens=tokens, progress=progress)
+        result = run(model, prompt, pairs, n_tokens=tokens, n_gpu_layers=n_gpu_layers, progress=progress)
     _show(result, as_json, "comparison")
 
 
@@ -350,6 +375,7 @@ def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -
 @_json
 def run(
     model: str,
+    n_gpu_layers: int,
     prompt: str,
     type_k: str,
     type_v: str,
@@ -377,6 +403,7 @@ def run(
         n_ctx=ctx,
         temperature=temperature,
         seed=seed,
+        n_gpu_layers=n_gpu_layers,
         on_text=stream,
     )
     if as_json:
@@ -395,7 +422,7 @@ def run(
 @_pairs
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the speeds into this image file.")
 @_json
-def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
+def bench(model: str, n_gpu_layers: int, depths, pairs, plot: Path | None, as_json: bool) -> None:
     """Tokens per second against depth.
 
     Reading 512 tokens at once and writing 16 one by one with so many tokens in the cache already, median of
@@ -408,7 +435,7 @@ def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
     from .views import plots
 
     with _progress() as progress:
-        result = run(model, pairs, depths, progress=progress)
+        result = run(model, pairs, depths, n_gpu_layers=n_gpu_layers, progress=progress)
     _show(result, as_json, "bench")
     if plot:
         _err.print(f"Wrote {plots.speed(result, plot)}", highlight=False)

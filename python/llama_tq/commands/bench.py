@@ -42,6 +42,7 @@ class Bench:
     model: str
     description: str
     threads: int
+    n_gpu_layers: int
     n_ctx: int
     speeds: tuple[Speed, ...]
 
@@ -51,16 +52,18 @@ def bench(
     pairs: Sequence[Pair] | None = None,
     depths: Sequence[int] | None = None,
     *,
+    n_gpu_layers: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Bench:
     """Time `model` at every depth (by default those of DEPTHS that it takes) with every pair (PAIRS).
 
-    On random tokens and all processors that the process may use.
+    On random tokens and all processors that the process may use, with `n_gpu_layers` and their cache on the
+    GPU; -1 for all.
 
     Raises InputError for a depth that the model's context does not hold, and when there is too little memory.
     """
     pairs = pairs or PAIRS
-    with Model(model, weights=False) as metadata:
+    with Model(model, weights=False, n_gpu_layers=n_gpu_layers) as metadata:
         room = metadata.n_ctx_train - READ
         depths = sorted(set(depths)) if depths is not None else [d for d in DEPTHS if d <= room]
         if not depths or depths[0] < 0 or depths[-1] > room:
@@ -69,9 +72,9 @@ def bench(
                 f"{metadata.name} takes 0 to {room}."
             )
         n_ctx = depths[-1] + READ
-        needed = max(memory_of(metadata, pair, n_ctx).total for pair in pairs)
+        needed = max(memory_of(metadata, pair, n_ctx).main for pair in pairs)
         memory.require(needed, f"A depth of {depths[-1]} tokens", "Use smaller depths.")
-    with Model(model) as opened:
+    with Model(model, n_gpu_layers=n_gpu_layers) as opened:
         tokens = np.random.default_rng(0).integers(0, opened.n_vocab, n_ctx, np.int32)
         speeds, total = [], len(pairs) * len(depths)
         for pair in pairs:
@@ -86,7 +89,7 @@ def bench(
                     filled = depth
                     speeds.append(_time(context, tokens, depth))
         progress("done", total, total)
-        return Bench(opened.name, opened.description, threads(), n_ctx, tuple(speeds))
+        return Bench(opened.name, opened.description, threads(), n_gpu_layers, n_ctx, tuple(speeds))
 
 
 def _time(context: Context, tokens: np.ndarray, depth: int) -> Speed:

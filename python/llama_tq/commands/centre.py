@@ -72,21 +72,23 @@ def centre(
     out: str | os.PathLike[str] | None = None,
     *,
     force: bool = False,
+    n_gpu_layers: int = 0,
 ) -> Centring:
     """Look up or measure the mean keys of `model`; with `out`, write a copy of the GGUF file that has them.
 
     llama.cpp then finds them in the copy, and needs no side file. The copy has every key and tensor of the
     original, byte for byte; it replaces a file at `out` with `force` only, and is complete or not there.
+    Means are measured with `n_gpu_layers` on the GPU; -1 for all.
 
     Raises InputError for a model whose keys cannot be centred, and when `out` cannot be written.
     """
-    with Model(model, weights=False) as metadata:
+    with Model(model, weights=False, n_gpu_layers=n_gpu_layers) as metadata:
         reason = reason_against(metadata)
         if reason:
             raise InputError(f"The keys of {metadata.name} cannot be centred: {reason}.")
         if out is not None:
             centred_copy.check(metadata.path, Path(out), force)
-    with Model(model) as opened:
+    with Model(model, n_gpu_layers=n_gpu_layers) as opened:
         found = means(opened)
         if out is not None:
             if not found.centred:
@@ -95,16 +97,16 @@ def centre(
         return _describe(opened, found, out)
 
 
-def examine(model: str | os.PathLike[str]) -> Centring:
+def examine(model: str | os.PathLike[str], n_gpu_layers: int) -> Centring:
     """As `centre` without a copy, but the reason against centring is part of the result."""
-    with Model(model, weights=False) as metadata:
+    with Model(model, weights=False, n_gpu_layers=n_gpu_layers) as metadata:
         reason = reason_against(metadata)
         if reason:
             return Centring(
                 *(metadata.name, metadata.description, reason, is_on()),
                 *(0, 0, 0.0, (), False, (), "", "", None),
             )
-    with Model(model) as opened:
+    with Model(model, n_gpu_layers=n_gpu_layers) as opened:
         return _describe(opened, means(opened), None)
 
 

@@ -39,15 +39,16 @@ def compare(
     pairs: Sequence[Pair] | None = None,
     *,
     n_tokens: int = N_TOKENS,
+    n_gpu_layers: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Comparison:
     """Continue `prompt` with f16 and with every pair, always taking the most probable token.
 
-    By default with the recommended pairs.
+    By default with the recommended pairs. `n_gpu_layers` are on the GPU, with their cache; -1 for all.
     Raises InputError for bad input and for a prompt that does not fit the model's context.
     """
     pairs = (REFERENCE, *(p for p in dict.fromkeys(pairs or RECOMMENDED) if p != REFERENCE))
-    with Model(model) as opened:
+    with Model(model, n_gpu_layers=n_gpu_layers) as opened:
         tokens = prompt_tokens(opened, prompt, n_tokens)
         made = []
         for number, pair in enumerate(pairs):

@@ -34,11 +34,13 @@ def demo(
     n_ctx: int = N_CTX,
     chunks: int = CHUNKS,
     n_tokens: int = N_TOKENS,
+    n_gpu_layers: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Demo:
     """Evaluate `pairs` on held-out text, and continue the first `n_ctx / 2` tokens of it with each.
 
     All continuations draw the same random numbers, so that they differ by what the cache does.
+    `n_gpu_layers` are on the GPU, with their cache; -1 for all.
     """
     text, pairs = embedded.held_out_text(), (REFERENCE, *(p for p in dict.fromkeys(pairs) if p != REFERENCE))
     total = len(pairs) * (chunks + 1)
@@ -50,9 +52,10 @@ def demo(
         chunks=chunks,
         recall=False,
         floor=False,
+        n_gpu_layers=n_gpu_layers,
         progress=lambda what, done, _: progress(what, done, total),
     )
-    with Model(DEMO) as model:
+    with Model(DEMO, n_gpu_layers=n_gpu_layers) as model:
         tokens, pieces = model.tokenize(text)[: n_ctx // 2], model.pieces()
         generations = []
         for number, pair in enumerate(pairs):

@@ -76,7 +76,7 @@ class Evaluation:
     chunks: int
     scored_tokens: int
     needed_bytes: int
-    """Memory that the evaluation took at most: see `needed_memory`."""
+    """Main memory that the evaluation took at most: see `needed_memory`."""
     pairs: tuple[PairQuality, ...]
     floor: PairQuality | None
     """The f32 cache without flash attention, which rounds less than f16: what it differs by is no loss. Any
@@ -99,6 +99,7 @@ def evaluate(
     recall: bool = True,
     floor: bool = True,
     uncentred: bool = False,
+    n_gpu_layers: int = 0,
     keep: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress = lambda *_: None,
@@ -107,8 +108,9 @@ def evaluate(
 
     By default the recommended pairs, and q8_0, q5_0 and q4_0. `recall` adds key-value lookups, `floor` one
     pass with an f32 cache (see `Evaluation.floor`), and `uncentred` every pair with a TQ type for K a second
-    time, with its keys stored as they are. Finished parts are kept in the directory `keep`; with `resume`
-    they are read from there instead of computed, if they come from the same model, text, context and pairs.
+    time, with its keys stored as they are. `n_gpu_layers` are on the GPU, with their cache; -1 for all.
+    Finished parts are kept in the directory `keep`; with `resume` they are read from there instead of
+    computed, if they come from the same model, text, context, pairs and GPU layers.
 
     Raises InputError for bad input, for a text shorter than asked for, when there is too little memory, and
     for `uncentred` where nothing would be centred.
@@ -117,7 +119,7 @@ def evaluate(
     pairs = (REFERENCE, *(p for p in dict.fromkeys(chosen) if p != REFERENCE))
     if len(pairs) == 1:
         raise InputError(f"There is nothing to compare with {REFERENCE}. Name another pair.")
-    with Model(model, weights=False) as metadata:
+    with Model(model, weights=False, n_gpu_layers=n_gpu_layers) as metadata:
         if uncentred:
             pairs = _with_uncentred(metadata, pairs)
         measured = tuple(dict.fromkeys((REFERENCE, *([FLOOR] if floor else []), *pairs)))
@@ -126,10 +128,10 @@ def evaluate(
         memories = {pair: memory_of(metadata, pair, n_ctx) for pair in measured}
         needed = needed_memory(metadata, memories.values(), n_ctx)
         memory.require(needed, f"Evaluating {metadata.name} with {n_ctx} tokens", "Lower the context.")
-        identity = _identity(metadata, text, n_ctx, measured)
+        identity = _identity(metadata, text, n_ctx, measured, n_gpu_layers)
         store = Store(Path(keep), identity, resume) if keep is not None else None
 
-    with Model(model) as opened:
+    with Model(model, n_gpu_layers=n_gpu_layers) as opened:
         total, done = len(measured) * len(parts) + len(pairs) * bool(questions), itertools.count()
         scores: list[dict[Pair, Scores]] = []
         for number, chunk in enumerate(parts):
@@ -188,13 +190,13 @@ def _with_uncentred(model: Model, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
 
 
 def needed_memory(model: Model, memories: Iterable[Memory], n_ctx: int) -> int:
-    """Bytes that `evaluate` takes at most with such contexts, however many chunks and pairs there are.
+    """Bytes of main memory that `evaluate` takes at most with such contexts, however many chunks and pairs.
 
     Weights, the largest context, and logits: those of one decode call in llama.cpp, and the reference's of
     the scored half of one chunk.
     """
     logits = (BATCH + n_ctx // 2) * model.n_vocab * 4
-    return max(m.total for m in memories) + logits
+    return max(m.main for m in memories) + logits
 
 
 def _summarise(pair: Pair, scores: Scores, cache_bytes: int, recall: tuple[Recall, ...]) -> PairQuality:
@@ -213,7 +215,9 @@ def _summarise(pair: Pair, scores: Scores, cache_bytes: int, recall: tuple[Recal
     )
 
 
-def _identity(model: Model, text: str, n_ctx: int, pairs: Sequence[Pair]) -> dict[str, str]:
+def _identity(
+    model: Model, text: str, n_ctx: int, pairs: Sequence[Pair], n_gpu_layers: int
+) -> dict[str, str]:
     """What a kept part depends on."""
     stat = model.path.stat()
     return {
@@ -223,4 +227,5 @@ def _identity(model: Model, text: str, n_ctx: int, pairs: Sequence[Pair]) -> dic
         "pairs": ", ".join(map(str, pairs)),
         "centring": "on" if is_on() else "off",
         "recall": str(LOOKUPS),
+        "layers on the GPU": str(n_gpu_layers),
     }

@@ -41,14 +41,16 @@ def generate(
     n_ctx: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    n_gpu_layers: int = 0,
     on_text: Callable[[str], object] = lambda _: None,
 ) -> Generation:
     """Continue `prompt` by at most `n_tokens` tokens; `on_text` gets each piece as soon as it is known.
 
     A temperature of 0 takes the most probable token. The context is as long as needed unless `n_ctx` says
-    more. Raises InputError for bad input and for a prompt that does not fit.
+    more. `n_gpu_layers` are on the GPU, with their cache; -1 for all. Raises InputError for bad input and for
+    a prompt that does not fit.
     """
-    with Model(model) as opened:
+    with Model(model, n_gpu_layers=n_gpu_layers) as opened:
         tokens = prompt_tokens(opened, prompt, n_tokens, n_ctx)
         with opened.context(pair, n_ctx or len(tokens) + n_tokens) as context:
             return continue_text(context, tokens, n_tokens, temperature, seed, on_text)

@@ -53,8 +53,9 @@ class InfoWithModel(Info):
     centring: Centring
 
 
-def info(model: str | os.PathLike[str] | None = None) -> Info:
-    """Look at the installation; with a model, return InfoWithModel.
+def info(model: str | os.PathLike[str] | None = None, *, n_gpu_layers: int = 0) -> Info:
+    """Look at the installation; with a model, return InfoWithModel. Means that are not known yet are measured
+    with `n_gpu_layers` on the GPU; -1 for all.
 
     Raises InputError for a bad model.
     """
@@ -68,4 +69,4 @@ def info(model: str | os.PathLike[str] | None = None) -> Info:
         tuple(Tier(name, able, name == active) for name, able in tiers.items()),
         ggml.backends(tuple(cache_types())),
     )
-    return InfoWithModel(**vars(found), centring=examine(model)) if model is not None else found
+    return InfoWithModel(**vars(found), centring=examine(model, n_gpu_layers)) if model is not None else found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..runtime.memory import format_bytes
-from ..runtime.models import STEP, Model, memory_of
+from ..runtime.models import CPU, STEP, DeviceMemory, Memory, Model, memory_of
 from ..runtime.pairs import RECOMMENDED, REFERENCE, YARDSTICKS, Pair
 
 _FAR = 1 << 18  # tokens: more than any sliding window, so that two contexts differ only in what really grows
@@ -34,6 +34,8 @@ class PairPlan:
     """The cache for `Plan.n_ctx` tokens."""
     total_bytes: int
     """Weights, cache and compute buffers for `Plan.n_ctx` tokens."""
+    devices: tuple[DeviceMemory, ...]
+    """The same, device by device."""
     longest: int | None
     """Tokens of the longest context that fits `Plan.memory_bytes`, at most the model's; None without a limit.
     """
@@ -47,6 +49,7 @@ class Plan:
     description: str
     n_ctx: int
     n_ctx_train: int
+    n_gpu_layers: int
     weights_bytes: int
     memory_bytes: int | None
     pairs: tuple[PairPlan, ...]
@@ -60,30 +63,43 @@ def plan(
     pairs: Sequence[Pair] | None = None,
     sequences: int = 1,
     swa_full: bool = False,
+    n_gpu_layers: int = 0,
 ) -> Plan:
     """Memory of `model` with a context of `n_ctx` tokens (its own maximum by default), for every pair.
 
     By default for the recommended pairs, and f16, q8_0, q5_0 and q4_0. `memory` is a limit in bytes for
-    weights, cache and compute buffers together. `sequences` share the context, like the slots of
-    llama-server. Layers with a sliding window keep only that, as in llama-cli and llama-server, or with
-    `swa_full` everything, as in llama_cpp.Llama.
+    weights, cache and compute buffers together; with `n_gpu_layers` (-1 for all), which are on the GPUs with
+    their cache, for what each GPU holds of them. A GPU's driver takes some memory besides. `sequences` share
+    the context, like the slots of llama-server. Layers with a sliding window keep only that, as in llama-cli
+    and llama-server, or with `swa_full` everything, as in llama_cpp.Llama.
 
     Raises InputError for a bad model, a context above the model's, and a limit that the weights alone exceed.
     """
     how = {"sequences": sequences, "swa_full": swa_full}
-    with Model(model, weights=False) as opened:
+    with Model(model, weights=False, n_gpu_layers=n_gpu_layers) as opened:
         n_ctx = opened.check_context(n_ctx if n_ctx is not None else opened.n_ctx_train)
-        weights = memory_of(opened, REFERENCE, STEP).weights
-        if memory is not None and weights > memory:
+        shortest = memory_of(opened, REFERENCE, STEP)
+        there = max(device.weights for device in _limited(shortest))
+        if memory is not None and there > memory:
             raise InputError(
-                f"{opened.name} has {format_bytes(weights)} of weights, more than the {format_bytes(memory)} "
+                f"{opened.name} has {format_bytes(there)} of weights, more than the {format_bytes(memory)} "
                 "given. Give more memory or a smaller model."
             )
         rows = tuple(
             _plan_pair(opened, pair, n_ctx, memory, how)
             for pair in pairs or (REFERENCE, *YARDSTICKS, *RECOMMENDED)
         )
-        return Plan(opened.name, opened.description, n_ctx, opened.n_ctx_train, weights, memory, rows)
+        about = opened.name, opened.description, n_ctx, opened.n_ctx_train, n_gpu_layers
+        return Plan(*about, shortest.weights, memory, rows)
+
+
+def _limited(memory: Memory) -> list[DeviceMemory]:
+    """The devices that a limit is for: all GPUs, or the CPU if it is alone."""
+    return [device for device in memory.devices if device.device != CPU] or list(memory.devices)
+
+
+def _fits(memory: Memory, limit: int) -> bool:
+    return all(device.total <= limit for device in _limited(memory))
 
 
 def _plan_pair(model: Model, pair: Pair, n_ctx: int, limit: int | None, how: dict[str, int]) -> PairPlan:
@@ -91,20 +107,21 @@ def _plan_pair(model: Model, pair: Pair, n_ctx: int, limit: int | None, how: dic
         here = memory_of(model, pair, n_ctx, **how)
         near, far = (memory_of(model, pair, n, **how).cache for n in (_FAR, 2 * _FAR))
     except InputError as error:
-        return PairPlan(pair, str(error), 0, 0, 0, 0, 0 if limit is not None else None)
+        return PairPlan(pair, str(error), 0, 0, 0, 0, (), 0 if limit is not None else None)
     per_token = (far - near) // _FAR
     longest = _longest(model, pair, limit, how) if limit is not None else None
-    return PairPlan(pair, None, per_token, near - per_token * _FAR, here.cache, here.total, longest)
+    fixed = near - per_token * _FAR
+    return PairPlan(pair, None, per_token, fixed, here.cache, here.total, here.devices, longest)
 
 
 def _longest(model: Model, pair: Pair, limit: int, how: dict[str, int]) -> int:
     """By bisection: the largest multiple of STEP, or the model's maximum, that fits; 0 if none does."""
-    if memory_of(model, pair, model.n_ctx_train, **how).total <= limit:
+    if _fits(memory_of(model, pair, model.n_ctx_train, **how), limit):
         return model.n_ctx_train
     fits, too_long = 0, -(-model.n_ctx_train // STEP)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if memory_of(model, pair, middle * STEP, **how).total <= limit:
+        if _fits(memory_of(model, pair, middle * STEP, **how), limit):
             fits = middle
         else:
             too_long = middle

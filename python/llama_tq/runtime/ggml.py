@@ -12,12 +12,14 @@ import gguf
 import llama_cpp
 import numpy as np
 
+from ..errors import InputError
 from .pairs import block, type_id
 
 _DIRECTORY = Path(llama_cpp.__file__).parent / "lib"
 _PATTERN = {"win32": "{}.dll", "darwin": "lib{}.dylib"}.get(sys.platform, "lib{}.so")
 _CONVERT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 _HEAD, _CELLS, _NODES = 128, 256, 8  # of the operations that backends are asked about
+_GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: with memory of its own, or in the processor
 
 
 class _TypeTraits(ctypes.Structure):  # struct ggml_type_traits
@@ -90,6 +92,17 @@ def backends(types: tuple[str, ...]) -> tuple[Backend, ...]:
         able = tuple(t for t in types if _supports(handle, type_id(t)))
         found.append(Backend(name(handle).decode(), description(handle).decode(), able))
     return tuple(found)
+
+
+def require_gpu() -> None:
+    """InputError if llama.cpp finds no GPU."""
+    by_type = _function("ggml", "ggml_backend_dev_by_type", ctypes.c_void_p, ctypes.c_int)
+    if not any(map(by_type, _GPU_TYPES)):
+        found = ", ".join(backend.name for backend in backends(()))
+        raise InputError(
+            f"No layer can be on a GPU: llama.cpp finds none here, only {found}. Leave out -ngl "
+            '(n_gpu_layers), or build it for a GPU: CMAKE_ARGS="-DGGML_CUDA=ON" pip install .'
+        )
 
 
 def _supports(device: int, type_: int) -> bool:

@@ -21,11 +21,12 @@ import numpy as np
 from .. import _native
 from .._api import threads
 from ..errors import InputError
-from . import embedded
+from . import embedded, ggml
 from .centring import centring
 from .pairs import FLOOR, Pair, type_id
 
 DEMO = "demo"
+CPU = "CPU"  # ggml's name for main memory
 BATCH = 512  # tokens that one decode call takes
 STEP = 256  # llama.cpp rounds contexts up to it
 _log = logging.getLogger("llama_tq.native")
@@ -64,9 +65,11 @@ def resolve(model: str | os.PathLike[str]) -> Path:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that llama.cpp takes."""
+class DeviceMemory:
+    """Bytes that llama.cpp takes of one device."""
 
+    device: str
+    """As llama.cpp names it, such as CUDA0; CPU is main memory."""
     weights: int
     cache: int
     compute: int
@@ -76,18 +79,51 @@ class Memory:
         return self.weights + self.cache + self.compute
 
 
-class Model:
-    """A GGUF model on the CPU. With `weights=False` only its metadata is read: enough to plan, not to decode.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that llama.cpp takes: those of every device in use."""
 
-    Raises InputError when the file is missing, damaged or not understood.
+    devices: tuple[DeviceMemory, ...]
+
+    @property
+    def weights(self) -> int:
+        return sum(device.weights for device in self.devices)
+
+    @property
+    def cache(self) -> int:
+        return sum(device.cache for device in self.devices)
+
+    @property
+    def total(self) -> int:
+        return sum(device.total for device in self.devices)
+
+    @property
+    def main(self) -> int:
+        """Of main memory."""
+        return sum(device.total for device in self.devices if device.device == CPU)
+
+
+class Model:
+    """A GGUF model. With `weights=False` only its metadata is read: enough to plan, not to decode.
+
+    All of it is on the CPU, and no other device is used, unless `n_gpu_layers` says how many layers go to the
+    GPUs, with their cache: -1 for all, as in llama_cpp.Llama.
+
+    Raises InputError when the file is missing, damaged or not understood, and for GPU layers where there is
+    no GPU.
     """
 
-    def __init__(self, model: str | os.PathLike[str], *, weights: bool = True) -> None:
+    def __init__(self, model: str | os.PathLike[str], *, weights: bool = True, n_gpu_layers: int = 0) -> None:
         self.path = resolve(model)
         self.name = DEMO if os.fspath(model) == DEMO else self.path.name
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = n_gpu_layers
+        if n_gpu_layers:
+            ggml.require_gpu()
+        else:  # a list of devices, with none in it: otherwise GPUs would multiply large batches all the same
+            self._devices = (ctypes.c_void_p * 1)()
+            params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         params.no_alloc = not weights
         if not weights:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
@@ -233,7 +269,7 @@ class Context:
     @property
     def memory(self) -> Memory:
         """What llama.cpp has allocated, or would have, without weights."""
-        return Memory(*_native.memory_of(self._address))
+        return Memory(tuple(DeviceMemory(*device) for device in _native.memory_of(self._address)))
 
     @property
     def _address(self) -> int:

@@ -20,7 +20,7 @@ from ..commands.demo import Demo
 from ..commands.evaluate import Estimate, Evaluation, PairQuality
 from ..commands.generate import Generation
 from ..commands.info import Info, InfoWithModel
-from ..commands.plan import Plan
+from ..commands.plan import PairPlan, Plan
 from ..runtime.means import MEASURED
 from ..runtime.memory import format_bytes
 from ..runtime.pairs import UNCENTRED, YARDSTICKS, Pair
@@ -145,12 +145,15 @@ def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:
 
 
 def plan(result: Plan) -> RenderableType:
+    """With a column for every device, if there is one besides the CPU."""
     limited = result.memory_bytes is not None
+    names = sorted({device.device for row in result.pairs for device in row.devices})
+    names = names if result.n_gpu_layers else []
     made = table(
         f"{result.model} ({result.description})\n{result.n_ctx} of {result.n_ctx_train} tokens, weights "
         f"{format_bytes(result.weights_bytes)}"
         + (f"; the longest context in {format_bytes(result.memory_bytes)}" if limited else ""),
-        *("K/V", "bits", "bytes/token", "fixed", "cache", "in all"),
+        *("K/V", "bits", "bytes/token", "fixed", "cache", "in all", *names),
         *(["longest"] if limited else []),
     )
     refused = []
@@ -165,9 +168,14 @@ def plan(result: Plan) -> RenderableType:
             format_bytes(row.fixed_bytes),
             format_bytes(row.cache_bytes),
             format_bytes(row.total_bytes),
+            *(_of_device(row, name) for name in names),
             *([str(row.longest or "none")] if limited else []),
         )
     return Group(made, *refused)
+
+
+def _of_device(row: PairPlan, name: str) -> str:
+    return format_bytes(sum(device.total for device in row.devices if device.device == name))
 
 
 def evaluation(result: Evaluation) -> RenderableType:
@@ -243,8 +251,9 @@ def generation(result: Generation) -> str:
 
 
 def bench(result: Bench) -> Table:
+    gpu = f", layers on the GPU: {_layers(result.n_gpu_layers)}" if result.n_gpu_layers else ""
     made = table(
-        f"{result.model}, threads: {result.threads}; tokens/s",
+        f"{result.model}, threads: {result.threads}{gpu}; tokens/s",
         *("K/V", "depth", "read", "write"),
     )
     for speed in result.speeds:
@@ -269,6 +278,10 @@ def _estimate(estimate: Estimate, digits: int, scale: float = 1) -> str:
 
 def _yes(condition: bool) -> str:
     return "yes" if condition else "no"
+
+
+def _layers(count: int) -> str:
+    return "all" if count < 0 else str(count)
 
 
 def _number(value: int | None) -> str:
