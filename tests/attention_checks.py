@@ -128,14 +128,16 @@ class Centre:
     turns: np.ndarray  # [chunk, value]
     chunk: np.ndarray  # int32 [stream, row]
 
-    def query(self, case: Case, s: int, t: int, h: int) -> np.ndarray:
-        """float64: its product with the turn of a row's chunk is what the row's score lacks."""
+    def query(self, case: Case, s: int, t: int | slice, h: int) -> np.ndarray:
+        """float64, of a token or several: its product with the turn of a row's chunk is what the row's score
+        lacks.
+        """
         q = self.plain[s, t, h].astype(np.float64)
         m = self.mean[h // (case.heads // case.kv_heads)].astype(np.float64)
         g = q * m
         x, y = pairs(case)
-        g[x] = q[x] * m[x] + q[y] * m[y]
-        g[y] = q[y] * m[x] - q[x] * m[y]
+        g[..., x] = q[..., x] * m[x] + q[..., y] * m[y]
+        g[..., y] = q[..., y] * m[x] - q[..., x] * m[y]
         return g
 
 

@@ -1,6 +1,7 @@
 """A skipped test is a failure on CI: there a tool or a tier that should have been tested was not.
 
-The one exception is hardware that cannot be installed; such a skip starts with `HARDWARE`.
+The one exception is hardware that cannot be installed; such a skip starts with `HARDWARE`. Tests marked `cuda`
+are not collected where there is no NVIDIA GPU, and the summary says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,19 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "python"))
 
 HARDWARE = "this machine has no "
+HAS_GPU = Path("/dev/nvidiactl").exists()
+_left_out: list[pytest.Item] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not HAS_GPU:
+        _left_out.extend(item for item in items if item.get_closest_marker("cuda"))
+        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _left_out:
+        terminalreporter.write_line(f"{len(_left_out)} tests not collected: {HARDWARE}NVIDIA GPU")
 
 
 def _fail_on_ci(report: pytest.TestReport | pytest.CollectReport) -> None:

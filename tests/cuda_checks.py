@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import subprocess
 
@@ -14,49 +13,6 @@ from llama_tq import reference
 from llama_tq.reference import _codec
 
 TYPES = [*reference.TYPES, "q8_0", "f16"]  # numbered as csrc/cuda/attention.h does
-
-
-@dataclasses.dataclass
-class Centring:
-    """What a node over centred keys carries: the score of a row gains G . turns[ids[row]]."""
-
-    q_plain: np.ndarray  # as q
-    mean: np.ndarray  # [kv head, value]
-    turns: np.ndarray  # [chunk, value], row 0 is zero
-    ids: np.ndarray  # [stream, row]
-    n_rot: int
-    neox: bool
-
-    def offsets(self, s: int, h: int, kv: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of all tokens and rows, and the sums of the magnitudes of their terms."""
-        q, m = self.q_plain[s, :, h].astype(np.float64), self.mean[kv].astype(np.float64)
-        g = q * m
-        half = self.n_rot // 2
-        x = np.arange(half) if self.neox else 2 * np.arange(half)
-        y = x + half if self.neox else x + 1
-        g[:, x], g[:, y] = q[:, x] * m[x] + q[:, y] * m[y], q[:, y] * m[x] - q[:, x] * m[y]
-        turns = self.turns.astype(np.float64)
-        return (g @ turns.T)[:, self.ids[s]], (np.abs(g) @ np.abs(turns).T)[:, self.ids[s]]
-
-
-def centring(problem: Problem, pattern: str, n_rot: int, neox: bool) -> Centring:
-    case = problem.case
-    rng = np.random.default_rng(n_rot + neox)
-    turns = rng.uniform(-1, 1, (9, case.k_dim)).astype(np.float32)
-    turns[0] = 0
-    ids = {
-        "chunks": np.arange(case.rows) // 64 % 9,
-        "odd": (np.arange(case.rows) + 13) // 37 % 9,
-        "random": rng.integers(0, 9, case.rows),
-    }[pattern]
-    return Centring(
-        q_plain=rng.standard_normal(problem.q.shape).astype(np.float32),
-        mean=rng.standard_normal((case.kv_heads, case.k_dim)).astype(np.float32),
-        turns=turns,
-        ids=np.tile(ids, (case.streams, 1)).astype(np.int32),
-        n_rot=n_rot,
-        neox=neox,
-    )
 
 
 def decode(type: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,9 +43,7 @@ def rotate(x: np.ndarray, n: int, matrix: np.ndarray | None = None) -> np.ndarra
     return (x.reshape(*x.shape[:-1], -1, n) @ matrix).reshape(x.shape) if n else x
 
 
-def solve(
-    problem: Problem, centred: Centring | None = None, rotation: tuple[int, int] = (0, 0)
-) -> tuple[np.ndarray, np.ndarray]:
+def solve(problem: Problem, rotation: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, np.ndarray]:
     """The answer [stream, token, head, value], and a bound of the error of a kernel that rotates queries and
     answer in runs of so many values.
 
@@ -114,10 +68,14 @@ def solve(
         score = q @ keys.T
         error = q_error @ np.abs(keys).T + (np.abs(q) + q_error) @ k_error[s, :, kv].T
         error += (np.abs(q) @ np.abs(keys).T) * (case.k_dim + 8) * step
-        if centred:
-            offset, size = centred.offsets(s, h, kv)
-            score = score + offset
-            error += size * (case.k_dim + 8) * step + np.abs(score) * step
+        if problem.centre is not None:
+            g, chunk = problem.centre.query(case, s, slice(None), h), problem.centre.chunk[s]
+            turns = problem.centre.turns.astype(np.float64)
+            score = score + (g @ turns.T)[:, chunk]
+            # Both products of a pair round, and neither cancels the other's error.
+            most = np.abs(problem.centre.plain[s, :, h]).max(-1) * np.abs(problem.centre.mean[kv]).max()
+            size = np.abs(g) @ np.abs(turns).T + np.outer(most, np.abs(turns).sum(-1))
+            error += size[:, chunk] * (case.k_dim + 8) * step + np.abs(score) * step
         score, error = score * problem.scale, error * problem.scale
         if case.softcap:
             score = case.softcap * np.tanh(score / case.softcap)
@@ -148,36 +106,31 @@ def solve(
     return answer, bound
 
 
-def pack(problem: Problem, centred: Centring | None, heads_first: bool, rotation: tuple[int, int]) -> bytes:
+def pack(problem: Problem, heads_first: bool, rotation: tuple[int, int]) -> bytes:
     """The input of cuda_driver.cu."""
-    case = problem.case
+    case, centre = problem.case, problem.centre
     masks = (0, 0) if problem.mask is None else problem.mask.shape[:2]
     numbers = [case.streams, case.tokens, case.heads, case.streams, case.kv_heads, case.rows]
     numbers += [case.k_dim, case.v_dim, TYPES.index(case.k), TYPES.index(case.v)]
     numbers += [problem.k.shape[-1], problem.v.shape[-1], *masks, case.sinks]
-    if centred:
-        numbers += [1, len(centred.turns), centred.n_rot, centred.neox]
+    if centre is not None:
+        numbers += [1, len(centre.turns), case.rope_dims or case.k_dim, case.neox]
     else:
         numbers += [0] * 4
     numbers += [heads_first, *rotation, 0, 0]
     header = struct.pack("24q3f4x", *map(int, numbers), problem.scale, case.max_bias, case.softcap)
     k, v = (x if heads_first else np.ascontiguousarray(x.swapaxes(1, 2)) for x in (problem.k, problem.v))
     arrays = [problem.q, k, v, problem.mask, problem.sinks]
-    if centred:
-        arrays += [centred.q_plain, centred.mean, centred.turns, centred.ids]
+    if centre is not None:
+        arrays += [centre.plain, centre.mean, centre.turns, centre.chunk]
     return header + b"".join(array.tobytes() for array in arrays if array is not None)
 
 
 def run(
-    command: list[str],
-    problem: Problem,
-    centred: Centring | None = None,
-    heads_first: bool = True,
-    rotation: tuple[int, int] = (0, 0),
+    command: list[str], problem: Problem, heads_first: bool = True, rotation: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    result = subprocess.run(
-        [*command, "attention"], input=pack(problem, centred, heads_first, rotation), capture_output=True
-    )
+    data = pack(problem, heads_first, rotation)
+    result = subprocess.run([*command, "attention"], input=data, capture_output=True)
     assert result.returncode == 0, f"{problem.case}: {result.returncode}, {result.stderr.decode()}"
     return np.frombuffer(result.stdout, np.float32).reshape(*problem.q.shape[:-1], problem.case.v_dim)
 
@@ -206,23 +159,37 @@ CASES = [
     *(Case(sinks=True, rows=1300, tokens=tokens) for tokens in (2, 66)),
     Case(outliers=True, tokens=6, rows=300),
     Case(outliers=True, k="tq2_1", v="tq3_0", tokens=70, rows=100),
-]
-CENTRED = [
-    (Case(k=k, tokens=tokens, rows=rows, heads=8, kv_heads=2, k_dim=dim, v_dim=dim), pattern, n_rot, neox)
-    for k, tokens, rows, dim, pattern, n_rot, neox in (
-        ("tq4_0", 1, 300, 128, "chunks", 128, True),
-        ("tq4_0", 1, 300, 128, "odd", 128, False),
-        ("tq3_0", 2, 1500, 128, "chunks", 128, True),
-        ("tq2_1", 5, 200, 128, "random", 64, True),
-        ("tq4_0", 3, 200, 64, "odd", 64, False),
-        ("tq4_0", 2, 200, 256, "odd", 128, True),
-        ("tq3_0", 1, 200, 96, "random", 96, True),
-        ("tq4_0", 70, 300, 128, "chunks", 128, True),
-        ("tq3_0", 70, 300, 128, "odd", 64, False),
-        ("tq4_0", 40, 700, 128, "random", 128, True),
-        ("tq4_0", 70, 200, 256, "odd", 256, False),
-        ("tq4_0", 70, 200, 64, "chunks", 64, True),
-    )
+    *(
+        Case(
+            k=k,
+            tokens=t,
+            rows=rows,
+            heads=8,
+            kv_heads=2,
+            k_dim=dim,
+            v_dim=dim,
+            centre=c,
+            rope_dims=n,
+            neox=neox,
+        )
+        for k, t, rows, dim, c, n, neox in (
+            ("tq4_0", 1, 300, 128, "order", 0, True),
+            ("tq4_0", 1, 300, 128, "one", 0, False),
+            ("tq3_0", 2, 1500, 128, "order", 0, True),
+            ("tq2_1", 5, 200, 128, "anyhow", 64, True),
+            ("tq4_0", 3, 200, 64, "order", 0, False),
+            ("tq4_0", 2, 200, 256, "order", 128, True),
+            ("tq3_0", 1, 200, 96, "anyhow", 0, True),
+            ("tq4_0", 70, 300, 128, "order", 0, True),
+            ("tq3_0", 70, 300, 128, "order", 64, False),
+            ("tq4_0", 40, 700, 128, "anyhow", 0, True),
+            ("tq4_0", 70, 200, 256, "order", 0, False),
+            ("tq4_0", 70, 200, 64, "one", 0, True),
+        )
+    ),
+    *(Case(centre="order", streams=3, tokens=t, rows=600, kv_heads=2, sinks=True) for t in (1, 70)),
+    *(Case(centre="anyhow", softcap=3.0, max_bias=4.0, tokens=t, heads=6, kv_heads=3) for t in (5, 70)),
+    *(Case(centre="order", mask="closed", tokens=t, rows=700) for t in (9, 70)),
 ]
 ROTATED = [
     (Case(k=k, v=v, tokens=tokens, rows=rows, heads=8, kv_heads=2, k_dim=dim, v_dim=dim), (k_run, v_run))

@@ -99,11 +99,10 @@ def test_cache_operations_on_the_host(host: Path):
     assert subprocess.run([host / "rows_driver"], stdout=subprocess.PIPE, check=True).stdout == b""
 
 
-def on_the_host(host: Path, case: cuda_checks.Case, centred=None, rotation: tuple[int, int] = (0, 0)):
+def on_the_host(host: Path, case: cuda_checks.Case, rotation: tuple[int, int] = (0, 0)):
     problem = cuda_checks.attention_checks.make(case)
-    centring = centred and cuda_checks.centring(problem, *centred)
-    answer, bound = cuda_checks.solve(problem, centring, rotation)
-    result = cuda_checks.run([str(host / "cuda_driver")], problem, centring, rotation=rotation)
+    answer, bound = cuda_checks.solve(problem, rotation)
+    result = cuda_checks.run([str(host / "cuda_driver")], problem, rotation=rotation)
     cuda_checks.attention_checks.assert_within(result, answer, bound)
 
 
@@ -112,14 +111,12 @@ def is_short(case: cuda_checks.Case) -> bool:
     return case.streams * case.tokens * case.heads * case.rows <= 1 << 14
 
 
-@pytest.mark.parametrize("case", list(filter(is_short, cuda_checks.CASES))[::4], ids=str)
+SHORT = list(filter(is_short, cuda_checks.CASES))
+
+
+@pytest.mark.parametrize("case", [*SHORT[::4], *(case for case in SHORT if case.centre)], ids=str)
 def test_attention_on_the_host(host: Path, case: cuda_checks.Case):
     on_the_host(host, case)
-
-
-@pytest.mark.parametrize("problem", [c for c in cuda_checks.CENTRED if is_short(c[0])], ids=str)
-def test_attention_over_centred_keys_on_the_host(host: Path, problem: tuple):
-    on_the_host(host, problem[0], centred=problem[1:])
 
 
 @pytest.mark.parametrize("problem", [r for r in cuda_checks.ROTATED if is_short(r[0])], ids=str)

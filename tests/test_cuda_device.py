@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ import kernel_checks
 from llama_tq import reference
 
 pytestmark = pytest.mark.cuda
-if not Path("/dev/nvidiactl").exists():
-    pytest.skip("this machine has no NVIDIA GPU", allow_module_level=True)
 
 
 @pytest.fixture(scope="session")
@@ -58,17 +55,6 @@ def test_attention_is_within_the_bound(driver: list[str], case: cuda_checks.Case
     for heads_first in (True, False):
         result = cuda_checks.run(driver, problem, heads_first=heads_first)
         cuda_checks.attention_checks.assert_within(result, answer, bound)
-
-
-@pytest.mark.parametrize(("case", "pattern", "n_rot", "neox"), cuda_checks.CENTRED, ids=str)
-def test_attention_over_centred_keys(
-    driver: list[str], case: cuda_checks.Case, pattern: str, n_rot: int, neox: bool
-):
-    problem = cuda_checks.attention_checks.make(case)
-    centred = cuda_checks.centring(problem, pattern, n_rot, neox)
-    answer, bound = cuda_checks.solve(problem, centred)
-    result = cuda_checks.run(driver, problem, centred)
-    cuda_checks.attention_checks.assert_within(result, answer, bound)
 
 
 @pytest.mark.parametrize(("case", "rotation"), cuda_checks.ROTATED, ids=str)

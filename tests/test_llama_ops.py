@@ -1,73 +1,41 @@
-"""The TQ types in ggml's own operations on the CPU, against the reference."""
+"""The TQ types in ggml's own operations, on every device, against the reference."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
 
-import llama_cpp.llama_cpp as api
 import numpy as np
 import pytest
 
+import devices
 import llama_tq
+from ggml_graph import F16, F32, GGML, I32, I64, Graph, call
 
 TYPES = llama_tq.types()
-F32, F16, I32, I64 = 0, 1, 26, 27
 COLUMNS, ROWS = 96, 13
+PLACES = np.random.default_rng(6).permutation(2 * ROWS)[:ROWS]
+DTYPES = {F32: np.float32, F16: np.float16, I32: np.int32, I64: np.int64}
 
 pytestmark = pytest.mark.parametrize("t", TYPES, ids=lambda t: t.name)
+floats = pytest.mark.parametrize("kind", [F32, F16], ids=["f32", "f16"])
+layouts = pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+
+copies = pytest.mark.parametrize(  # the CPU aborts where the type is strided
+    ("graph", "strided"),
+    [
+        (devices.CPU, False),
+        pytest.param(devices.GPU, False, marks=pytest.mark.cuda),
+        pytest.param(devices.GPU, True, marks=pytest.mark.cuda),
+    ],
+    indirect=["graph"],
+)
 
 
-class _InitParams(ctypes.Structure):
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
-GGML = api._lib  # its symbols include those of the libraries that it is linked with
-
-
-class Graph:
-    """Tensors that own their data, and the operations on them."""
-
-    def __init__(self) -> None:
-        self.context = self.call("ggml_init", _InitParams(16 << 20, None, False))
-
-    @staticmethod
-    def call(name: str, *arguments: object) -> int:
-        function = getattr(GGML, name)
-        function.restype = ctypes.c_void_p
-        return function(*(ctypes.c_void_p(a) if isinstance(a, int) and a > 1 << 31 else a for a in arguments))
-
-    def new(self, kind: int, *shape: int) -> int:
-        sizes = [ctypes.c_int64(n) for n in shape]
-        return self.call(f"ggml_new_tensor_{len(shape)}d", self.context, kind, *sizes)
-
-    def of(self, kind: int, array: np.ndarray, *shape: int) -> int:
-        tensor = self.new(kind, *shape)
-        ctypes.memmove(self.data(tensor), np.ascontiguousarray(array).ctypes.data, array.nbytes)
-        return tensor
-
-    def data(self, tensor: int) -> int:
-        return self.call("ggml_get_data", tensor)
-
-    def read(self, tensor: int, dtype: type, count: int) -> np.ndarray:
-        pointer = ctypes.cast(self.data(tensor), ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype)))
-        return np.ctypeslib.as_array(pointer, (count,)).copy()
-
-    def __call__(self, name: str, *tensors: int) -> int:
-        """Computes the operation `name` on two threads and returns its result."""
-        result = self.call(f"ggml_{name}", self.context, *tensors)
-        graph = self.call("ggml_new_graph", self.context)
-        self.call("ggml_build_forward_expand", graph, result)
-        status = GGML.ggml_graph_compute_with_ctx(ctypes.c_void_p(self.context), ctypes.c_void_p(graph), 2)
-        assert status == 0
-        return result
-
-
-@pytest.fixture
-def graph():
-    graph = Graph()
-    yield graph
-    graph.call("ggml_free", graph.context)
+@pytest.fixture(params=devices.DEVICES)
+def graph(request):
+    with Graph(request.param) as graph:
+        yield graph
 
 
 @pytest.fixture
@@ -79,57 +47,94 @@ def row_bytes(t) -> int:
     return COLUMNS // t.block_size * t.block_bytes
 
 
-@pytest.mark.parametrize("kind", [F32, F16], ids=["f32", "f16"])
+def matrix(graph: Graph, kind: int, array: np.ndarray | None, rows: int, strided: bool) -> tuple[int, int]:
+    """A tensor of COLUMNS, and its owner; of a strided one that is twice as wide, and the left half POISON."""
+    if not strided:
+        owner = graph.new(kind, COLUMNS, rows) if array is None else graph.of(kind, array, COLUMNS, rows)
+        return owner, owner
+    half = call("ggml_row_size", kind, COLUMNS)
+    if array is None:
+        owner = graph.new(kind, 2 * COLUMNS, rows)
+    else:
+        wide = np.full((rows, 2 * half), 0xFF, np.uint8)
+        wide[:, half:] = array.reshape(rows, -1).view(np.uint8)
+        owner = graph.of(kind, wide, 2 * COLUMNS, rows)
+    return graph.op("view_2d", owner, COLUMNS, rows, 2 * half, half), owner
+
+
+def right(graph: Graph, owner: int, rows: int, strided: bool) -> np.ndarray:
+    """The bytes of a matrix by row; around a strided one nothing was written."""
+    data = graph.read(owner, np.uint8).reshape(rows, -1)
+    if not strided:
+        return data
+    half = data.shape[1] // 2
+    assert (data[:, :half] == 0xFF).all()
+    return data[:, half:]
+
+
+@floats
+@layouts
 @pytest.mark.parametrize("index", [I32, I64], ids=["i32", "i64"])
-def test_set_rows(graph, values, t, kind, index):
-    values = values.astype({F32: np.float32, F16: np.float16}[kind])
-    places = np.random.default_rng(6).permutation(2 * ROWS)[:ROWS]
-    cache = graph.of(t.id, np.zeros(2 * ROWS * row_bytes(t), np.uint8), COLUMNS, 2 * ROWS)
-    indices = graph.of(index, places.astype({I32: np.int32, I64: np.int64}[index]), ROWS)
-    graph("set_rows", cache, graph.of(kind, values, COLUMNS, ROWS), indices)
-    expected = np.zeros((2 * ROWS, row_bytes(t)), np.uint8)
-    expected[places] = llama_tq.reference.quantize(values, t.name)
-    np.testing.assert_array_equal(graph.read(cache, np.uint8, expected.size), expected.ravel())
+def test_set_rows(graph, values, t, kind, index, strided):
+    values = values.astype(DTYPES[kind])
+    cache, owner = matrix(graph, t.id, None, 2 * ROWS, strided)
+    source, _ = matrix(graph, kind, values, ROWS, strided)
+    graph.compute(graph.op("set_rows", cache, source, graph.of(index, PLACES.astype(DTYPES[index]), ROWS)))
+    expected = np.full((2 * ROWS, row_bytes(t)), 0xFF, np.uint8)
+    expected[PLACES] = llama_tq.reference.quantize(values, t.name)
+    np.testing.assert_array_equal(right(graph, owner, 2 * ROWS, strided), expected)
 
 
-def test_get_rows(graph, values, t):
+@layouts
+def test_get_rows(graph, values, t, strided):
     quantized = llama_tq.reference.quantize(values, t.name)
     places = np.array([3, 0, 12, 3], np.int32)
-    result = graph("get_rows", graph.of(t.id, quantized, COLUMNS, ROWS), graph.of(I32, places, len(places)))
+    cache, _ = matrix(graph, t.id, quantized, ROWS, strided)
+    result = graph.compute(graph.op("get_rows", cache, graph.of(I32, places, len(places))))
     expected = llama_tq.reference.dequantize(quantized, t.name)[places]
-    np.testing.assert_array_equal(graph.read(result, np.float32, expected.size), expected.ravel())
+    np.testing.assert_array_equal(graph.read(result, np.float32), expected.ravel())
 
 
-@pytest.mark.parametrize("kind", [F32, F16], ids=["f32", "f16"])
-def test_copy_to_the_type(graph, values, t, kind):
-    values = values.astype({F32: np.float32, F16: np.float16}[kind])
-    result = graph("cpy", graph.of(kind, values, COLUMNS, ROWS), graph.new(t.id, COLUMNS, ROWS))
+@floats
+@copies
+def test_copy_to_the_type(graph, values, t, kind, strided):
+    values = values.astype(DTYPES[kind])
+    source, _ = matrix(graph, kind, values, ROWS, strided)
+    target, owner = matrix(graph, t.id, None, ROWS, strided)
+    graph.compute(graph.op("cpy", source, target))
     expected = llama_tq.reference.quantize(values, t.name)
-    np.testing.assert_array_equal(graph.read(result, np.uint8, expected.size), expected.ravel())
+    np.testing.assert_array_equal(right(graph, owner, ROWS, strided), expected)
 
 
-def test_copy_from_the_type(graph, values, t):
+@copies
+def test_copy_from_the_type(graph, values, t, strided):
     quantized = llama_tq.reference.quantize(values, t.name)
-    result = graph("cpy", graph.of(t.id, quantized, COLUMNS, ROWS), graph.new(F32, COLUMNS, ROWS))
+    source, _ = matrix(graph, t.id, quantized, ROWS, strided)
+    target, owner = matrix(graph, F32, None, ROWS, strided)
+    graph.compute(graph.op("cpy", source, target))
     expected = llama_tq.reference.dequantize(quantized, t.name)
-    np.testing.assert_array_equal(graph.read(result, np.float32, expected.size), expected.ravel())
+    np.testing.assert_array_equal(right(graph, owner, ROWS, strided).view(np.float32), expected)
 
 
-def test_copy_within_the_type(graph, values, t):
+@copies
+def test_copy_within_the_type(graph, values, t, strided):
     quantized = llama_tq.reference.quantize(values, t.name)
-    result = graph("cpy", graph.of(t.id, quantized, COLUMNS, ROWS), graph.new(t.id, COLUMNS, ROWS))
-    np.testing.assert_array_equal(graph.read(result, np.uint8, quantized.size), quantized.ravel())
+    source, _ = matrix(graph, t.id, quantized, ROWS, strided)
+    target, owner = matrix(graph, t.id, None, ROWS, strided)
+    graph.compute(graph.op("cpy", source, target))
+    np.testing.assert_array_equal(right(graph, owner, ROWS, strided), quantized)
 
 
+@pytest.mark.parametrize("graph", [devices.CPU], indirect=True)
 def test_mul_mat(graph, values, t):
     quantized = llama_tq.reference.quantize(values, t.name)
     y = np.random.default_rng(7).normal(size=(5, COLUMNS)).astype(np.float32)
-    result = graph("mul_mat", graph.of(t.id, quantized, COLUMNS, ROWS), graph.of(F32, y, COLUMNS, 5))
+    product = graph.op("mul_mat", graph.of(t.id, quantized, COLUMNS, ROWS), graph.of(F32, y, COLUMNS, 5))
+    actual = graph.read(graph.compute(product), np.float32).reshape(5, ROWS)
     x = llama_tq.reference.dequantize(quantized, t.name).astype(np.float64)
     # y becomes q8_0: a value is off by at most half a step of amax / 127, and the step by half a unit of fp16
     blocks = np.abs(y).reshape(5, -1, 32).max(-1, keepdims=True).repeat(32, -1).reshape(5, COLUMNS)
     bound = blocks * (0.5 / 127 + 2**-10) @ np.abs(x).T
-    actual = graph.read(result, np.float32, 5 * ROWS).reshape(5, ROWS)
     assert (np.abs(actual - y.astype(np.float64) @ x.T) <= bound).all()
 
 
