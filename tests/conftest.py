@@ -1,13 +1,14 @@
 """A skipped test is a failure on CI: there a tool or a tier that should have been tested was not.
 
-The one exception is hardware that cannot be installed; such a skip starts with `HARDWARE`. Tests marked `cuda`
-are not collected where there is no NVIDIA GPU, and the summary says so.
+The one exception is hardware that cannot be installed; such a skip starts with `HARDWARE`. Tests marked
+`cuda` are not collected where there is no NVIDIA GPU, and the summary says so.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def pytest_make_collect_report():
     report = yield
     _fail_on_ci(report)
     return report
+
+
+@pytest.fixture(params=["CPU", pytest.param("CUDA0", marks=pytest.mark.cuda)])
+def device(request) -> Iterator[str]:
+    """Where the sessions of a test are; `usefixtures` runs it on the CPU, and on a GPU where there is one."""
+    from llama_session import on  # not everything needs llama.cpp
+
+    with on(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,9 +13,11 @@ import numpy as np
 from llama_cpp._logger import set_verbose
 from llama_cpp._tq import cache_type, native_errors
 
+import devices
 import llama_models
 
 set_verbose(False)
+_device = devices.CPU
 
 
 @functools.cache
@@ -25,8 +27,22 @@ def model_file(directory: Path, write: Callable[..., None], *arguments: int) -> 
     return path
 
 
+@contextlib.contextmanager
+def on(name: str) -> Iterator[None]:
+    """Inside, sessions are on that device."""
+    global _device
+    before, _device = _device, name
+    try:
+        yield
+    finally:
+        _device = before
+
+
 class Session:
-    """A model and a context. Raises ValueError with the native reason where the context is refused."""
+    """A model and a context. Raises ValueError with the native reason where the context is refused.
+
+    All of it is on one device, a ggml_backend_dev_t, or the one that `on` names.
+    """
 
     def __init__(
         self,
@@ -44,10 +60,11 @@ class Session:
     ) -> None:
         self._stack = contextlib.ExitStack()
         model_params = api.llama_model_default_params()
-        if device is not None:  # a ggml_backend_dev_t, which takes all layers
-            self._devices = (ctypes.c_void_p * 2)(device, None)
-            model_params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
-            model_params.n_gpu_layers = 99
+        if device is None and _device != devices.CPU:
+            device = devices.handle(_device)
+        self._devices = (ctypes.c_void_p * 2)(device, None)
+        model_params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+        model_params.n_gpu_layers = -1 if device else 0
         model = api.llama_model_load_from_file(str(path).encode(), model_params)
         assert model is not None
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))

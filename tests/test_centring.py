@@ -16,6 +16,7 @@ from llama_session import Session, distance, model_file, sessions, tokens
 from llama_tq import _native, centring
 from test_llama_cache import TYPES, error_bound
 
+pytestmark = pytest.mark.usefixtures("device")
 CHUNK = _native.CENTRING_CHUNK
 FLASH_ATTENTION_OFF = {"flash_attention": api.LLAMA_FLASH_ATTN_TYPE_DISABLED}
 
@@ -90,6 +91,7 @@ def test_other_types_are_left_alone(directory, type):
         np.testing.assert_array_equal(logits(path, type, type, text), expected)
 
 
+@pytest.mark.parametrize("device", ["CPU"], indirect=True)  # others refuse it: test_cuda_cache.py
 @pytest.mark.parametrize("model", ALL)
 def test_without_flash_attention(directory, model):
     path = model_file(directory, *ALL[model])

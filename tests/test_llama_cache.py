@@ -12,6 +12,7 @@ import llama_models
 import llama_tq
 from llama_session import Session, distance, model_file, sessions, tokens
 
+pytestmark = pytest.mark.usefixtures("device")
 TYPES = [t.name for t in llama_tq.types()]
 OTHERS = ["f16", "q8_0", "q4_0"]
 HEADS = [64, 96, 128, 192, 256]
@@ -71,6 +72,7 @@ def test_every_head_size_is_rotated(directory):
     assert unrotated > 1.5 * errors[96]  # what it would look like: upstream does not rotate q4_0 here
 
 
+@pytest.mark.parametrize("device", ["CPU"], indirect=True)  # others refuse it: test_cuda_cache.py
 @pytest.mark.parametrize("name", TYPES)
 def test_k_without_flash_attention(directory, name):
     path = model_file(directory, llama_models.plain, 128)

@@ -48,7 +48,9 @@ def row_bytes(t) -> int:
 
 
 def matrix(graph: Graph, kind: int, array: np.ndarray | None, rows: int, strided: bool) -> tuple[int, int]:
-    """A tensor of COLUMNS, and its owner; of a strided one that is twice as wide, and the left half POISON."""
+    """A tensor of COLUMNS, and its owner, which is twice as wide where the rows are strided, with POISON left
+    of them.
+    """
     if not strided:
         owner = graph.new(kind, COLUMNS, rows) if array is None else graph.of(kind, array, COLUMNS, rows)
         return owner, owner

@@ -9,28 +9,31 @@ from pathlib import Path
 import llama_cpp.llama_cpp as api
 import numpy as np
 import pytest
-from llama_cpp import Llama
 
 import llama_tq
 from llama_session import Session, distance, sessions
+from llama_tq.runtime.models import Model
 
 DATA = Path(llama_tq.__file__).parent / "data"
 MORE = Path(os.environ.get("LLAMA_TQ_TEST_MODELS", os.devnull))
 MODELS = [DATA / "demo.gguf", *sorted(MORE.glob("*.gguf"))]
 TYPES = [t.name for t in llama_tq.types()]
 
-pytestmark = pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+pytestmark = [
+    pytest.mark.usefixtures("device"),
+    pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem),
+]
 
 
 @functools.cache
-def text(path: Path) -> list[int]:
+def text(path: Path) -> np.ndarray:
     """768 tokens that no model was trained on."""
-    tokenizer = Llama(str(path), vocab_only=True, verbose=False)
-    return tokenizer.tokenize((DATA / "heldout.txt").read_bytes())[:768]
+    with Model(path, weights=False) as model:
+        return model.tokenize((DATA / "heldout.txt").read_text())[:768]
 
 
 @functools.cache
-def log_probabilities(path: Path, type_k: str, type_v: str) -> np.ndarray:
+def log_probabilities(device: str, path: Path, type_k: str, type_v: str) -> np.ndarray:
     """In chunks, as a program that decodes a long prompt does."""
     with Session(path, type_k, type_v, cells=1024) as session:
         parts = [session.decode(text(path)[i : i + 256], i) for i in range(0, 768, 256)]
@@ -39,18 +42,21 @@ def log_probabilities(path: Path, type_k: str, type_v: str) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def divergence(path: Path, type_k: str, type_v: str) -> float:
+def divergence(device: str, path: Path, type_k: str, type_v: str) -> float:
     """Mean Kullback-Leibler divergence from the f16 cache, in nats."""
-    p, q = log_probabilities(path, "f16", "f16"), log_probabilities(path, type_k, type_v)
+    p, q = (log_probabilities(device, path, *pair) for pair in (("f16", "f16"), (type_k, type_v)))
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def test_divergence_is_below_that_of_upstreams_types(path):
-    q4_0 = divergence(path, "q4_0", "q4_0")
-    assert divergence(path, "tq4_0", "tq4_0") < 0.8 * q4_0
-    assert divergence(path, "tq3_0", "tq3_0") < 3.5 * q4_0
-    assert divergence(path, "tq4_0", "tq3_0") < divergence(path, "tq3_0", "tq3_0")
-    assert divergence(path, "tq3_0", "tq3_0") < divergence(path, "tq2_1", "tq2_1")
+def test_divergence_is_below_that_of_upstreams_types(path, device):
+    def of(type_k: str, type_v: str) -> float:
+        return divergence(device, path, type_k, type_v)
+
+    q4_0 = of("q4_0", "q4_0")
+    assert of("tq4_0", "tq4_0") < 0.8 * q4_0
+    assert of("tq3_0", "tq3_0") < 3.5 * q4_0
+    assert of("tq4_0", "tq3_0") < of("tq3_0", "tq3_0")
+    assert of("tq3_0", "tq3_0") < of("tq2_1", "tq2_1")
 
 
 @pytest.mark.parametrize("name", TYPES)
