@@ -56,6 +56,7 @@ class Session:
         flash_attention: int = api.LLAMA_FLASH_ATTN_TYPE_ENABLED,
         swa_full: bool = False,
         device: int | None = None,
+        split: int = api.LLAMA_SPLIT_MODE_LAYER,
         offload_cache: bool = True,
     ) -> None:
         self._stack = contextlib.ExitStack()
@@ -65,6 +66,7 @@ class Session:
         self._devices = (ctypes.c_void_p * 2)(device, None)
         model_params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         model_params.n_gpu_layers = -1 if device else 0
+        model_params.split_mode = split
         model = api.llama_model_load_from_file(str(path).encode(), model_params)
         assert model is not None
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))

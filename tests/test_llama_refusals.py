@@ -123,6 +123,46 @@ def test_device_that_cannot_store_the_type(directory, name):
         session.decode(tokens(5))
 
 
+def multiplies(name: str) -> Callable[[int], bool]:
+    """Whether an operation of ggml is a product with a matrix of that type."""
+    first_source = 152  # its place in a tensor
+
+    def answer(op: int) -> bool:
+        api._lib.ggml_op_desc.restype = ctypes.c_char_p
+        is_product = api._lib.ggml_op_desc(ctypes.c_void_p(op)) == b"MUL_MAT"
+        return is_product and writes(name)(ctypes.c_void_p.from_address(op + first_source).value)
+
+    return answer
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_device_without_products(directory, name):
+    """Without flash attention llama.cpp would copy the whole K cache to the CPU for every token."""
+    path = model_file(directory, llama_models.plain, 128)
+    device = Device(refuses=multiplies(name))
+    off = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    reason = refusal(path, name, "f16", device=device.address, flash_attention=off)
+    assert reason == (
+        f"Toy needs flash attention for a K cache of type {name}, and it is off; "
+        "turn it on (--flash-attn on, flash_attn=True) or use f16 for K"
+    )
+    with Session(path, name, "f16", device=device.address) as session:
+        session.decode(tokens(5))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_devices_that_share_layers(directory, name):
+    path = model_file(directory, llama_models.plain, 128)
+    device = Device(refuses=lambda op: False)
+    tensor = {"device": device.address, "split": api.LLAMA_SPLIT_MODE_TENSOR}
+    for pair in ((name, "f16"), ("f16", name)):
+        reason = refusal(path, *pair, **tensor)
+        assert reason == (
+            f"cache type {name} does not support devices that share a layer (--split-mode tensor); "
+            "use --split-mode layer, or q8_0"
+        )
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_device_without_flash_attention(directory, name):
     path = model_file(directory, llama_models.plain, 128)

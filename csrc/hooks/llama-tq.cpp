@@ -42,15 +42,21 @@ std::string device_reason(ggml_backend_dev_t dev, const half & k, const half & v
                           ggml_type_name(h.type), advice);
         }
     }
-    if (!flash_attn) {
-        return "";
-    }
     const int n_rows = 256;
     const ggml_context_ptr ctx(ggml_init({8 * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true}));
-    ggml_tensor * op = ggml_flash_attn_ext(ctx.get(), ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, k.head_size, 1),
-                                           ggml_new_tensor_2d(ctx.get(), k.type, k.head_size, n_rows),
-                                           ggml_new_tensor_2d(ctx.get(), v.type, v.head_size, n_rows),
-                                           ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, n_rows, 1), 1.0f, 0.0f, 0.0f);
+    ggml_tensor * query = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, k.head_size, 1);
+    ggml_tensor * keys = ggml_new_tensor_2d(ctx.get(), k.type, k.head_size, n_rows);
+    if (!flash_attn) {
+        if (!ggml_backend_dev_supports_op(dev, ggml_mul_mat(ctx.get(), keys, query))) {
+            return format("%s needs flash attention for a K cache of type %s, and it is off; turn it on (--flash-attn "
+                          "on, flash_attn=True) or use f16 for K",
+                          ggml_backend_dev_name(dev), ggml_type_name(k.type));
+        }
+        return "";
+    }
+    ggml_tensor * op =
+        ggml_flash_attn_ext(ctx.get(), query, keys, ggml_new_tensor_2d(ctx.get(), v.type, v.head_size, n_rows),
+                            ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, n_rows, 1), 1.0f, 0.0f, 0.0f);
     if (!ggml_backend_dev_supports_op(dev, op)) {
         return format("%s has no flash attention for a K cache of type %s with a V cache of type %s; %s",
                       ggml_backend_dev_name(dev), ggml_type_name(k.type), ggml_type_name(v.type), advice);
@@ -83,6 +89,11 @@ std::string refusal(const llama_model & model, const llama_context_params & para
             return format("cache type %s needs the rotation that LLAMA_ATTN_ROT_DISABLE=%s turns off; unset it, or use "
                           "q8_0 or f16",
                           name, disabled);
+        }
+        if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR && model.n_devices() > 0) {
+            return format("cache type %s does not support devices that share a layer (--split-mode tensor); use "
+                          "--split-mode layer, or q8_0",
+                          name);
         }
         if (hparams.is_mla() || model.arch == LLM_ARCH_DEEPSEEK4 || hparams.indexer_head_size > 0) {
             return format("cache type %s does not support the attention of %s models (latent or indexed heads, which "
