@@ -11,7 +11,7 @@ from llama_tq._native import CENTRING_CHUNK
 from llama_tq.commands.plan import plan
 from llama_tq.errors import InputError
 from llama_tq.runtime.installed import cache_types
-from llama_tq.runtime.models import BATCH, STEP, Context, Model
+from llama_tq.runtime.models import BATCH, CPU, STEP, Context, Model
 from llama_tq.runtime.pairs import REFERENCE, Pair, bits_per_value, is_tq
 from tiny_models import CONTEXT, MODELS, WINDOW
 
@@ -49,23 +49,26 @@ def test_bytes_by_hand(tiny):
         assert row.cache_bytes == PADDED * per_token + fixed
 
 
-def test_allocation(tiny, caplog):
+@pytest.mark.parametrize("layers", [0, pytest.param(-1, marks=pytest.mark.cuda)], ids=["cpu", "gpu"])
+def test_allocation(tiny, caplog, layers):
     """Real contexts take what was planned, to the byte; so does llama.cpp's own log, as precisely as it
     prints.
     """
     name, path = tiny
     for pair in (REFERENCE, Pair("q4_0", "q4_0") if name == "latent" else Pair("tq4_0", "tq2_1")):
-        (row,) = plan(path, n_ctx=N_CTX, pairs=[pair]).pairs
-        with Model(path) as model, model.context(pair, STEP):
+        (row,) = plan(path, n_ctx=N_CTX, pairs=[pair], n_gpu_layers=layers).pairs
+        with Model(path, n_gpu_layers=layers) as model, model.context(pair, STEP):
             pass  # the first one measures mean keys, in a context that the log shows as well
         caplog.clear()
         with (
             caplog.at_level(logging.DEBUG, "llama_tq.native"),
-            Model(path) as model,
+            Model(path, n_gpu_layers=layers) as model,
             model.context(pair, N_CTX) as context,
         ):
             allocated = context.memory
         assert (allocated.cache, allocated.total) == (row.cache_bytes, row.total_bytes)
+        assert allocated.devices == row.devices
+        assert any(device.device != CPU for device in row.devices) == bool(layers)
         buffers = re.findall(r"(?:KV|RS|TQ) buffer size = +([\d.]+) MiB", caplog.text)
         assert buffers
         assert sum(map(float, buffers)) == pytest.approx(row.cache_bytes / 2**20, abs=0.006 * len(buffers))
