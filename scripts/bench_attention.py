@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -11,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -74,22 +77,44 @@ def write_model(path: Path, layers: int) -> None:
     writer.close()
 
 
-def tokens_per_second(
-    model: Path, candidate: str, device: str, threads: int, prompt: int, generated: int, depth: int
-) -> float:
-    """One run of llama-bench. `candidate` is a cache type, two of them as k/v, or type@instruction-set."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What one process of llama-bench times: reading every number of `prompts` tokens, or writing
+    `generated`, with every number of `depths` tokens in the cache.
+    """
+
+    what: str
+    prompts: tuple[int, ...]
+    generated: int
+    depths: tuple[int, ...]
+
+    def key(self, row: dict) -> int:
+        """By which the figures of this job are told apart."""
+        return row["n_depth"] if self.generated else row["n_prompt"]
+
+    def alone(self) -> Iterator[Job]:
+        """Every figure in a process of its own."""
+        for prompt, depth in itertools.product(self.prompts, self.depths):
+            yield Job(self.what, (prompt,), self.generated, (depth,))
+
+
+def timed(
+    model: Path, candidate: str, device: str, threads: int, job: Job, repeats: int
+) -> Iterator[tuple[int, list[float]]]:
+    """Tokens per second by key. `candidate` is a cache type, two of them as k/v, or type@instruction-set."""
     kind, _, isa = candidate.partition("@")
     k, _, v = kind.partition("/")
-    options = {"-m": model, "-fa": 1, "-t": threads, "-ctk": k, "-ctv": v or k, "-r": 1, "-o": "json"}
+    options = {"-m": model, "-fa": 1, "-t": threads, "-ctk": k, "-ctv": v or k, "-r": repeats, "-o": "json"}
     options |= {"-ngl": 99 if device == "cuda" else 0}
-    options |= {"-p": prompt, "-n": generated, "-d": depth}
+    options |= {"-p": ",".join(map(str, job.prompts)), "-n": job.generated}
+    options |= {"-d": ",".join(map(str, job.depths))}
     command = ["llama-bench", *(str(word) for option in options.items() for word in option)]
     environment = os.environ | ({"LLAMA_TQ_ISA": isa} if isa else {})
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise click.ClickException(f"{' '.join(command)}\n{result.stderr.strip()}")
-    (row,) = json.loads(result.stdout)
-    return row["avg_ts"]
+    for row in json.loads(result.stdout):
+        yield job.key(row), row["samples_ts"]
 
 
 def slope(speeds: dict[int, float]) -> float:
@@ -170,7 +195,7 @@ def integers(context: click.Context, parameter: click.Parameter, text: str) -> l
 )
 @click.option("--generated", default=128, show_default=True, help="Tokens of a decode run.")
 @click.option(
-    "--rounds", default=3, show_default=True, help="Every candidate once per round; the median counts."
+    "--rounds", default=3, show_default=True, help="Samples of every figure, of which the median counts."
 )
 @click.option("--threads", default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -198,25 +223,31 @@ def main(
         if device == "cpu"
         else {word.partition("/")[0] for word in candidates}
     )
-    jobs = [("prefill", n, n, 0, 0) for n in prompts] + [("decode", d, 0, generated, d) for d in depths]
-    jobs += [("batch", n, n, 0, batch_depth) for n in batches]
+    jobs = [
+        Job("prefill", tuple(prompts), 0, (0,)),
+        Job("decode", (0,), generated, tuple(depths)),
+        Job("batch", tuple(batches), 0, (batch_depth,)),
+    ]
+    jobs = [job for job in jobs if job.prompts and job.depths]
+    if device == "cpu":  # the speed of a machine drifts, so that candidates take turns
+        jobs = [single for job in jobs for single in job.alone()]
     runs = [
-        (candidate, *job)
+        (candidate, job)
         for job in jobs
         for candidate in candidates
-        if candidate.partition("@")[0].partition("/")[0] in fast or max(job[2], job[4]) <= upstream_depth
+        if candidate.partition("@")[0].partition("/")[0] in fast
+        or max(*job.prompts, *job.depths) <= upstream_depth
     ]
+    turns, repeats = (rounds, 1) if device == "cpu" else (1, rounds)
     samples = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random.gguf"
         write_model(model, layers)
         progress = rich.progress.Progress(console=rich.console.Console(stderr=True), transient=True)
         with progress:
-            for candidate, what, key, prompt, count, depth in progress.track(
-                runs * rounds, description="timing"
-            ):
-                speed = tokens_per_second(model, candidate, device, threads, prompt, count, depth)
-                samples[what, candidate, key].append(speed)
+            for candidate, job in progress.track(runs * turns, description="timing"):
+                for key, values in timed(model, candidate, device, threads, job, repeats):
+                    samples[job.what, candidate, key] += values
 
     speeds = {what: {candidate: {} for candidate in candidates} for what in ("decode", "prefill", "batch")}
     for (what, candidate, key), values in samples.items():
