@@ -47,7 +47,7 @@ def test_predictions_are_the_cpus(directory, pair):
     with session(devices.GPU, path, *pair) as gpu, session(devices.CPU, path, *pair) as cpu:
         for start in (0, 50, 51):
             part = tokens(50 if start != 50 else 1, start)
-            assert distance(gpu.decode(part, start), cpu.decode(part, start)) < error_bound(*pair) / 4
+            assert distance(gpu.decode(part, start), cpu.decode(part, start)) < error_bound(*pair) / 2
 
 
 @pytest.mark.parametrize(("saved", "restored"), [(devices.GPU, devices.CPU), (devices.CPU, devices.GPU)])
@@ -64,7 +64,7 @@ def test_a_state_goes_to_the_other_device(directory, pair, model, saved, restore
     with session(restored, path, *pair, swa_full=True) as here:
         here.restore(state)
         assert here.state() == state
-        assert distance(here.decode(end, start=130), expected) < error_bound(*pair) / 4
+        assert distance(here.decode(end, start=130), expected) < error_bound(*pair) / 2
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -76,7 +76,7 @@ def test_one_token_at_a_time(directory, name):
         expected = whole.decode(text[:256]), whole.decode(text[256:], 256)
         one.decode(text[:200])
         result = np.concatenate([one.decode(text[i : i + 1], i) for i in range(200, 300)])
-    assert distance(result, np.concatenate(expected)[200:]) < error_bound(name, name) / 4
+    assert distance(result, np.concatenate(expected)[200:]) < error_bound(name, name) / 2
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -37,10 +37,9 @@ def test_divergence_is_the_cpus(tmp_path, centred):
         assert error < 0.03 * cpu[pair].mean(), pair  # otherwise this says nothing
 
 
-def test_generation_is_the_cpus():
-    """With f16, and until the first token that rounding decides with the types."""
-    prompt = embedded.held_out_text()[:4000]
-    for pair in map(llama_tq.Pair.parse, ("f16", "tq4_0")):
-        gpu, cpu = (llama_tq.generate("demo", prompt, pair, n_tokens=32, n_gpu_layers=n) for n in (-1, 0))
-        assert gpu.tokens[:4] == cpu.tokens[:4]
-        assert gpu.cache_bytes == cpu.cache_bytes
+@pytest.mark.parametrize("pair", map(llama_tq.Pair.parse, ("f16", "tq4_0")), ids=str)
+def test_generation_is_the_cpus(pair):
+    """After a prompt where the most probable token always has twice the probability of the next."""
+    prompt = embedded.held_out_text()[:2000]
+    gpu, cpu = (llama_tq.generate("demo", prompt, pair, n_tokens=32, n_gpu_layers=n) for n in (-1, 0))
+    assert gpu.text == cpu.text
