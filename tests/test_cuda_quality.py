@@ -37,7 +37,7 @@ def test_divergence_is_the_cpus(tmp_path, centred):
         assert error < 0.03 * cpu[pair].mean(), pair  # otherwise this says nothing
 
 
-@pytest.mark.parametrize("pair", map(llama_tq.Pair.parse, ("f16", "tq4_0")), ids=str)
+@pytest.mark.parametrize("pair", [llama_tq.Pair.parse(t) for t in ("f16", "tq4_0")], ids=str)
 def test_generation_is_the_cpus(pair):
     """After a prompt where the most probable token always has twice the probability of the next."""
     prompt = embedded.held_out_text()[:2000]

@@ -17,6 +17,7 @@ WITH_RPC = """
 import ctypes, json, sys
 import llama_tq
 from llama_tq.runtime import ggml
+from llama_tq.runtime.models import Model
 
 add = ggml._function("ggml-rpc", "ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
 ggml._function("ggml", "ggml_backend_register", None, ctypes.c_void_p)(add(sys.argv[1].encode()))
@@ -25,12 +26,14 @@ result = {}
 for layers in (0, 3, -1):
     (row,) = llama_tq.plan("demo", n_ctx=1024, pairs=[pair], n_gpu_layers=layers).pairs
     made = llama_tq.generate("demo", "def __init__(self", pair, n_tokens=8, n_ctx=1024, n_gpu_layers=layers)
+    with Model("demo", n_gpu_layers=layers) as model, model.context(pair, 1024) as context:
+        allocated = context.memory.devices
     result[layers] = {
+        "as planned": allocated == row.devices,
         "devices": {d.device: (d.weights, d.cache, d.compute) for d in row.devices},
         "cache": row.cache_bytes,
         "total": row.total_bytes,
         "text": made.text,
-        "allocated": made.cache_bytes,
     }
 weights = llama_tq.plan("demo", n_ctx=1024, pairs=[pair], n_gpu_layers=-1)
 of_gpu = next(d.total for d in weights.pairs[0].devices if d.device != "CPU")
@@ -60,9 +63,10 @@ def test_layers_bring_their_cache_to_the_gpu(result, layers, share):
     """The output counts as a layer, the last of them."""
     devices = result[layers]["devices"]
     assert set(devices) == {"CPU", "RPC0"}
-    assert devices["RPC0"][1] == pytest.approx(share * result[layers]["cache"], rel=0.01)
+    of_gpu = share * result[layers]["cache"]  # but for the tables of centred keys, which both may need
+    assert devices["RPC0"][1] == pytest.approx(of_gpu, rel=0.1)
     assert sum(map(sum, devices.values())) == result[layers]["total"]
-    assert result[layers]["allocated"] == result[layers]["cache"]
+    assert result[layers]["as planned"]
     assert result[layers]["text"] == result["0"]["text"]
 
 
