@@ -282,9 +282,9 @@ def test_a_side_file_that_is_not_the_models_is_not_copied(tmp_path, tiny, monkey
 
 def test_models_without_means(tmp_path, tiny):
     latent, recurrent = tiny("latent"), tiny("recurrent")
-    assert "does not support" in examine(latent).reason
+    assert "does not support" in examine(latent, 0).reason
     assert "latent.gguf cannot be centred" in fail("centre", latent, "--out", tmp_path / "copy.gguf")
-    assert examine(recurrent).reason == "no layer has an ordinary K cache"
+    assert examine(recurrent, 0).reason == "no layer has an ordinary K cache"
     assert "No head" in fail("centre", recurrent, "--out", tmp_path / "copy.gguf")
     assert "no layer has an ordinary K cache" in run("info", recurrent)
     assert "does not support" in " ".join(run("info", latent).split())
