@@ -21,6 +21,7 @@ from rich.progress import (
 
 from .commands import defaults
 from .errors import InputError
+from .runtime import sources
 
 NOT_PATCHED, INPUT_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
 _out = Console()
@@ -72,6 +73,15 @@ class _Bytes(click.ParamType):
         return parse_bytes(value) if isinstance(value, str) else value
 
 
+class _Model(click.ParamType):
+    """A model, with what is on the hub fetched before anything is drawn."""
+
+    name = "model"
+
+    def convert(self, value, param, context):
+        return str(sources.resolve(value)) if value.startswith(sources.hub.PREFIX) else value
+
+
 class _Numbers(click.ParamType):
     name = "n,..."
 
@@ -84,7 +94,7 @@ class _Numbers(click.ParamType):
             raise InputError(f"{value!r} is not a list of numbers. Write it as 0,4096,16384.") from None
 
 
-_MODEL = "MODEL is a GGUF file, or 'demo' for the model inside the package."
+_MODEL = f"MODEL is {sources.ALLOWED}."
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on standard output."
 )
@@ -136,11 +146,13 @@ def main() -> None:
 
 def _on_model(name: str | None = None) -> Callable[[Callable], click.Command]:
     """A command whose first argument is a model."""
-    return lambda function: main.command(name, epilog=_MODEL)(click.argument("model")(function))
+    return lambda function: main.command(name, epilog=_MODEL)(
+        click.argument("model", type=_Model())(function)
+    )
 
 
 @main.command(epilog=_MODEL)
-@click.argument("model", required=False)
+@click.argument("model", type=_Model(), required=False)
 @_json
 def info(model: str | None, as_json: bool) -> None:
     """What is installed: versions, cache types, instruction sets, backends.
@@ -216,7 +228,9 @@ def plan(
 
 @_on_model("eval")
 @click.option(
-    "--text", type=click.Path(path_type=Path), help="Text to measure on, UTF-8.  [default for demo: its own]"
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text to measure on, UTF-8.  [default for demo and smollm2: that in the package]",
 )
 @_pairs
 @click.option(
@@ -262,7 +276,7 @@ def evaluate(
     from .views import plots, render
 
     chosen = (*(YARDSTICKS if yardsticks else ()), *(pairs or RECOMMENDED))
-    directory = out or Path(f"eval-{Path(model).stem}")
+    directory = out or Path(f"eval-{sources.stem_of(model)}")
     try:
         with _progress() as progress:
             result = module.evaluate(
@@ -429,13 +443,11 @@ def convert(arguments: tuple[str, ...]) -> None:
 
 
 def _text(model: str, path: Path | None) -> str:
-    from .runtime import embedded
-    from .runtime.models import DEMO
-
     if path is None:
-        if model != DEMO:
+        shipped = sources.text_of(model)
+        if shipped is None:
             raise InputError("There is no text to measure on. Give one with --text FILE.")
-        return embedded.held_out_text()
+        return shipped
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

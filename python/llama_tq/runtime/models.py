@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -21,11 +20,10 @@ import numpy as np
 from .. import _native
 from .._api import threads
 from ..errors import InputError
-from . import embedded
+from . import sources
 from .centring import centring
 from .pairs import FLOOR, Pair, type_id
 
-DEMO = "demo"
 BATCH = 512  # tokens that one decode call takes
 STEP = 256  # llama.cpp rounds contexts up to it
 _log = logging.getLogger("llama_tq.native")
@@ -49,20 +47,6 @@ def native_log() -> Iterator[list[str]]:
                 errors.append(line.partition(": ")[2] or line)
 
 
-def resolve(model: str | os.PathLike[str]) -> Path:
-    """The file of a model: a path, or `demo` for the embedded one."""
-    if os.fspath(model) == DEMO:
-        return embedded.MODEL
-    path = Path(model).expanduser()
-    if not path.exists():
-        raise InputError(
-            f"There is no file {path}. Give the path of a GGUF model, or {DEMO!r} for the embedded one."
-        )
-    if not path.is_file():
-        raise InputError(f"{path} is not a file. Give the path of a GGUF model.")
-    return path
-
-
 @dataclass(frozen=True)
 class Memory:
     """Bytes that llama.cpp takes."""
@@ -77,14 +61,14 @@ class Memory:
 
 
 class Model:
-    """A GGUF model on the CPU. With `weights=False` only its metadata is read: enough to plan, not to decode.
+    """A GGUF model on the CPU, by what `sources` takes. With `weights=False` only its metadata is read: enough to plan, not to decode.
 
     Raises InputError when the file is missing, damaged or not understood.
     """
 
     def __init__(self, model: str | os.PathLike[str], *, weights: bool = True) -> None:
-        self.path = resolve(model)
-        self.name = DEMO if os.fspath(model) == DEMO else self.path.name
+        self.path = sources.resolve(model)
+        self.name = sources.name_of(model, self.path)
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
