@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,14 @@ _json = click.option(
 _tokens = click.option(
     "-n", "--tokens", default=defaults.N_TOKENS, show_default=True, help="Tokens to generate."
 )
+_system = click.option("--system", help="System message: what the model is told before the prompt.")
+_raw = click.option("--raw", is_flag=True, help="Continue PROMPT as text, without the model's chat template.")
+_type_k = click.option("-k", "--type-k", default="f16", show_default=True, help="Type of the K cache.")
+_type_v = click.option("-v", "--type-v", default="f16", show_default=True, help="Type of the V cache.")
+_temperature = click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token."
+)
+_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
 _pairs = click.option(
     "--pairs", type=_Pairs(), help="Cache types to try, K/V or one name for both, separated by commas."
 )
@@ -242,7 +251,9 @@ def plan(
     "--uncentred", is_flag=True, help="Measure pairs with a TQ type for K also without key centring."
 )
 @click.option("--ctx", default=defaults.EVAL_CTX, show_default=True, help="Tokens per chunk.")
-@click.option("--chunks", type=int, help="Chunks to measure.  [default: the whole text]")
+@click.option(
+    "--chunks", type=int, help="Chunks to measure.  [default: the whole text]"
+)
 @click.option("--recall/--no-recall", default=True, help="Look up keys that lie far back in the context.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Directory for results and plots.  [default: eval-MODEL]"
@@ -333,13 +344,18 @@ def centre(model: str, out: Path | None, force: bool, plot: Path | None, as_json
 
 @_on_model()
 @click.argument("prompt")
+@_system
+@_raw
 @_pairs
 @_tokens
 @_json
-def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -> None:
-    """Continue PROMPT with f16 and with each pair, side by side.
+def compare(
+    model: str, prompt: str, system: str | None, raw: bool, pairs, tokens: int, as_json: bool
+) -> None:
+    """Answer PROMPT with f16 and with each pair, side by side.
 
-    Always the most probable token. The first one that differs from f16's is marked.
+    Through the model's chat template, if it has one, as `run` does. Always the most probable token. The first
+    one that differs from f16's is marked.
 
     \b
     llama-tq compare demo "def test_empty(self):" --pairs tq4_0,tq3_0
@@ -347,36 +363,41 @@ def compare(model: str, prompt: str, pairs, tokens: int | None, as_json: bool) -
     from .commands.compare import compare as run
 
     with _progress() as progress:
-        result = run(model, prompt, pairs, n_tokens=tokens, progress=progress)
+        result = run(model, prompt, pairs, system=system, raw=raw, n_tokens=tokens, progress=progress)
     _show(result, as_json, "comparison")
 
 
 @_on_model()
 @click.argument("prompt")
-@click.option("-k", "--type-k", default="f16", show_default=True, help="Type of the K cache.")
-@click.option("-v", "--type-v", default="f16", show_default=True, help="Type of the V cache.")
+@_system
+@_raw
+@_type_k
+@_type_v
 @_tokens
 @click.option("--ctx", type=int, help="Tokens of context.  [default: as many as needed]")
-@click.option(
-    "--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token."
-)
-@click.option("--seed", type=int, default=0, show_default=True)
+@_temperature
+@_seed
 @_json
 def run(
     model: str,
     prompt: str,
+    system: str | None,
+    raw: bool,
     type_k: str,
     type_v: str,
-    tokens,
-    ctx,
+    tokens: int,
+    ctx: int | None,
     temperature: float,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT, and say how fast that was.
+    """Answer PROMPT, and say how fast that was.
+
+    The prompt goes through the model's chat template. With --raw, and in a model that has none, it is text to
+    be continued.
 
     \b
-    llama-tq run model.gguf "Once upon a time" --type-k q8_0 --type-v tq4_0
+    llama-tq run model.gguf "Why is the sky blue?" --type-k q8_0 --type-v tq4_0
     """
     from .commands.generate import generate
     from .runtime.pairs import Pair
@@ -387,6 +408,8 @@ def run(
         model,
         prompt,
         Pair(type_k, type_v),
+        system=system,
+        raw=raw,
         n_tokens=tokens,
         n_ctx=ctx,
         temperature=temperature,
@@ -398,6 +421,84 @@ def run(
     else:
         click.echo()
         _err.print(render.generation(result), highlight=False)
+
+
+@_on_model()
+@_system
+@_type_k
+@_type_v
+@click.option(
+    "-n", "--tokens", default=defaults.CHAT_TOKENS, show_default=True, help="Tokens of an answer, at most."
+)
+@click.option(
+    "--ctx", type=int, help=f"Tokens of context.  [default: {defaults.CHAT_CTX}, or the model's if less]"
+)
+@_temperature
+@_seed
+@_json
+def chat(
+    model: str,
+    system: str | None,
+    type_k: str,
+    type_v: str,
+    tokens: int,
+    ctx: int | None,
+    temperature: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Talk with MODEL, with a cache of chosen types.
+
+    Ctrl-C stops an answer, Ctrl-D ends. Behind each answer, on standard error: how much of the context is
+    used, the size of the cache, and the speed. From a pipe every line is a message.
+
+    \b
+    llama-tq chat smollm2 --type-k tq4_0 --type-v tq4_0
+    """
+    from .commands.chat import chat as talk_with
+    from .runtime.pairs import Pair
+    from .views import render
+
+    answers, on_text = [], (lambda _: None) if as_json else (lambda piece: click.echo(piece, nl=False))
+    how = {"system": system, "n_ctx": ctx, "temperature": temperature, "seed": seed}
+    with talk_with(model, Pair(type_k, type_v), **how) as talk:
+        for message in _messages():
+            with _interruptible() as stop:
+                answer = talk.ask(message, n_tokens=tokens, on_text=on_text, stop=stop)
+            answers.append(answer)
+            if not as_json:
+                click.echo()
+                _err.print(render.turn(answer), style="dim", highlight=False)
+    if as_json:
+        _show(tuple(answers), True, "turn")
+
+
+def _messages() -> Iterator[str]:
+    """Lines that are not empty: typed behind a prompt on a terminal, until Ctrl-D, or read from a pipe."""
+    typed = sys.stdin.isatty()
+    if typed:
+        with contextlib.suppress(ImportError):  # not on Windows, whose terminal edits lines itself
+            import readline  # noqa: F401 - gives input() a history
+    while True:
+        try:
+            line = input("> " if typed else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+        if line.strip():
+            yield line
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C only makes true what this yields: between two tokens is where an answer can stop."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @_on_model()

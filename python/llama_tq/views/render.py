@@ -242,6 +242,16 @@ def generation(result: Generation) -> str:
     )
 
 
+def turn(result: Generation) -> str:
+    """The status of a conversation after an answer."""
+    used = result.prompt_tokens + len(result.tokens)
+    return (
+        f"{result.pair}: {used} of {result.n_ctx} tokens used, cache {format_bytes(result.cache_bytes)}; "
+        f"{result.prompt_tokens - result.reused_tokens} read at {result.prompt_tokens_per_second:.1f}/s, "
+        f"{len(result.tokens)} written at {result.tokens_per_second:.1f}/s"
+    )
+
+
 def bench(result: Bench) -> Table:
     made = table(
         f"{result.model}, threads: {result.threads}; tokens/s",
