@@ -252,7 +252,7 @@ def plan(
 )
 @click.option("--ctx", default=defaults.EVAL_CTX, show_default=True, help="Tokens per chunk.")
 @click.option(
-    "--chunks", type=int, help="Chunks to measure.  [default: the whole text]"
+    "--chunks", type=int, help=f"Chunks to measure.  [default: those of {defaults.EVAL_SECONDS} seconds]"
 )
 @click.option("--recall/--no-recall", default=True, help="Look up keys that lie far back in the context.")
 @click.option(
@@ -277,7 +277,8 @@ def evaluate(
 
     Perplexity, KL divergence and same-top share with standard errors, by the protocol of llama-perplexity;
     recall of keys far back; bytes; speed. The floor is what an f32 cache differs by: no pair can do better.
-    Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps what is finished.
+    What the first chunk says is printed at once. Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps
+    what is finished.
 
     \b
     llama-tq eval model.gguf --text wiki.txt --pairs tq4_0,q8_0/tq3_0 --chunks 20
@@ -302,6 +303,7 @@ def evaluate(
                 keep=directory,
                 resume=resume,
                 progress=progress,
+                on_first=lambda row: _err.print(render.first(row), highlight=False),
             )
     except KeyboardInterrupt:
         _complain(f"Interrupted. What is finished is in {directory}: go on with --resume.")

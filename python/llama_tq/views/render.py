@@ -170,10 +170,19 @@ def plan(result: Plan) -> RenderableType:
     return Group(made, *refused)
 
 
+def first(row: PairQuality) -> str:
+    """How a pair does in the first chunk, in a line."""
+    return (
+        f"first chunk, {row.pair}: perplexity {row.perplexity.value:.2f}, "
+        f"mean KLD {row.divergence.mean.value:.5f}, same top {row.same_top.value:.1%}"
+    )
+
+
 def evaluation(result: Evaluation) -> RenderableType:
     made = table(
         f"{result.model} ({result.description})\n{result.scored_tokens} tokens scored, "
-        f"{result.chunks} chunks of {result.n_ctx}; at most {format_bytes(result.needed_bytes)} of memory",
+        f"{result.chunks} of {result.possible_chunks} chunks of {result.n_ctx}; "
+        f"at most {format_bytes(result.needed_bytes)} of memory",
         *("K/V", "cache", "perplexity", "mean KLD", "same top %", "tok/s"),
     )
     depths = [f"at {answer.depth:.0%}" for answer in result.pairs[0].recall]
