@@ -293,6 +293,23 @@ def test_bytes():
         memory.parse_bytes("8 elephants")
 
 
+def test_waiting_threads_do_not_spin_for_long(monkeypatch):
+    """libgomp is told before llama_cpp loads it, unless the user has said how threads wait."""
+    loaded = "import sys, llama_tq.cli; sys.exit('llama_cpp' in sys.modules)"
+    subprocess.run([sys.executable, "-c", loaded], check=True)
+    for theirs, expected in (
+        ({}, cli._SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in theirs.items():
+            monkeypatch.setenv(name, value)
+        run("info")
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 def test_command_is_on_the_path():
     program = Path(sys.executable).parent / ("llama-tq.exe" if os.name == "nt" else "llama-tq")
     assert "eval" in subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
