@@ -145,6 +145,18 @@ def test_tables(tmp_path):
     assert (tmp_path / "speed.png").stat().st_size > 5000
 
 
+def test_speeds_are_told_at_once():
+    told = []
+    result = llama_tq.bench(
+        "demo",
+        [Pair("tq4_0", "tq4_0")],
+        [0, 256],
+        on_speed=told.append,
+        progress=lambda what, *_: told.append(what),
+    )
+    assert told == ["tq4_0/tq4_0 at 0", result.speeds[0], "tq4_0/tq4_0 at 256", result.speeds[1], "done"]
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     arguments = [
         "eval",

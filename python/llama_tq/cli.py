@@ -523,16 +523,22 @@ def bench(model: str, depths, pairs, plot: Path | None, as_json: bool) -> None:
     """Tokens per second against depth.
 
     Reading 512 tokens at once and writing 16 one by one with so many tokens in the cache already, median of
-    3.
+    3. Each is printed at once.
 
     \b
     llama-tq bench model.gguf --depths 0,8192,32768 --plot speed.png
     """
     from .commands.bench import bench as run
-    from .views import plots
+    from .views import plots, render
 
     with _progress() as progress:
-        result = run(model, pairs, depths, progress=progress)
+        result = run(
+            model,
+            pairs,
+            depths,
+            progress=progress,
+            on_speed=lambda speed: _err.print(render.speed(speed), highlight=False),
+        )
     _show(result, as_json, "bench")
     if plot:
         _err.print(f"Wrote {plots.speed(result, plot)}", highlight=False)

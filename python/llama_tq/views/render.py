@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..commands.bench import Bench
+from ..commands.bench import Bench, Speed
 from ..commands.benchmark import TypeBenchmark
 from ..commands.centre import Centring
 from ..commands.compare import Comparison
@@ -259,6 +259,11 @@ def turn(result: Generation) -> str:
         f"{result.prompt_tokens - result.reused_tokens} read at {result.prompt_tokens_per_second:.1f}/s, "
         f"{len(result.tokens)} written at {result.tokens_per_second:.1f}/s"
     )
+
+
+def speed(result: Speed) -> str:
+    """One of a benchmark, in a line."""
+    return f"{result.pair} at {result.depth}: {result.read:.1f} read/s, {result.write:.1f} written/s"
 
 
 def bench(result: Bench) -> Table:
