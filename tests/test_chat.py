@@ -130,9 +130,13 @@ def test_refusals():
     with llama_tq.chat("smollm2", TQ4, n_ctx=256) as talk:
         with pytest.raises(InputError, match="The message is empty"):
             talk.ask(" ")
-        with pytest.raises(InputError, match=r"more than the context of 256"):
+        with pytest.raises(InputError, match=r"The conversation has \d+ tokens now, and the context 256"):
             talk.ask("word " * 300)
+        with pytest.raises(InputError, match="Ask for at least 1"):
+            talk.ask("Hello", n_tokens=0)
         assert talk.messages == []
+        long = talk.ask("word " * 200)
+        assert long.prompt_tokens + len(long.tokens) <= 256
     assert "demo has no chat template" in fail("chat", "demo")
     assert "demo has no chat template" in fail("run", "demo", "x", "--system", "y")
     assert "raw does without" in fail("compare", "smollm2", "x", "--system", "y", "--raw")

@@ -13,7 +13,7 @@ from ..runtime.models import Context, Model
 from ..runtime.pairs import REFERENCE, Pair
 from ..runtime.template import Template
 from .defaults import CHAT_CTX, CHAT_TOKENS
-from .generate import Generation, check_room, continue_text, conversation
+from .generate import Generation, check_tokens, continue_text, conversation
 
 
 class Chat:
@@ -42,16 +42,23 @@ class Chat:
     ) -> Generation:
         """The answer to `message`, of at most `n_tokens` tokens; `on_text` gets each piece of it at once.
 
-        It ends early, and counts as said, when `stop`, asked before every token, is true. Raises InputError
-        for an empty message, and when the conversation no longer fits: then nothing was said.
+        It ends early, and counts as said, where the context ends, and when `stop`, asked before every token,
+        is true. Raises InputError for an empty message, for less than one token, and when there is no room
+        for an answer any more: then nothing was said.
         """
         if not message.strip():
             raise InputError("The message is empty. Say something.")
+        check_tokens(n_tokens)
         prompt = self._template.tokens([*self.messages, {"role": "user", "content": message}])
-        check_room(len(prompt), n_tokens, self._context.n_ctx)
+        room = self._context.n_ctx - len(prompt)
+        if room < 1:
+            raise InputError(
+                f"The conversation has {len(prompt)} tokens now, and the context {self._context.n_ctx}. "
+                "Start another, or one with a larger context."
+            )
         before, self._read = self._read, self._read[:0]  # until all of the answer is there
         how = self._temperature, self._rng, on_text
-        answer = continue_text(self._context, prompt, n_tokens, *how, read=before, stop=stop)
+        answer = continue_text(self._context, prompt, min(n_tokens, room), *how, read=before, stop=stop)
         self._read = np.concatenate([prompt, np.array(answer.tokens[:-1], np.int32)])
         self._turns += [message, answer.text]
         return answer

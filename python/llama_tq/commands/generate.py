@@ -74,6 +74,7 @@ def prompt_tokens(
     raw: bool = False,
 ) -> np.ndarray:
     """The tokens of a prompt; InputError if it is empty or the answer does not fit behind it."""
+    check_tokens(n_tokens)
     if raw and system is not None:
         raise InputError(
             "A system message goes through the chat template, and raw does without. Leave out one."
@@ -85,7 +86,11 @@ def prompt_tokens(
     else:
         tokens = Template(model).tokens(conversation(system, prompt))
     room = model.check_context(n_ctx) if n_ctx is not None else model.n_ctx_train
-    check_room(len(tokens), n_tokens, room)
+    if len(tokens) + n_tokens > room:
+        raise InputError(
+            f"The prompt has {len(tokens)} tokens; with {n_tokens} to generate that is more than the context "
+            f"of {room}. Shorten the prompt or generate less."
+        )
     return tokens
 
 
@@ -96,15 +101,10 @@ def conversation(system: str | None, *turns: str) -> list[dict[str, str]]:
     return first + [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
 
 
-def check_room(prompt: int, n_tokens: int, room: int) -> None:
-    """InputError unless so many tokens can be generated behind so many."""
+def check_tokens(n_tokens: int) -> None:
+    """InputError for a number of tokens that cannot be generated."""
     if n_tokens < 1:
         raise InputError(f"{n_tokens} tokens cannot be generated. Ask for at least 1.")
-    if prompt + n_tokens > room:
-        raise InputError(
-            f"The prompt has {prompt} tokens; with {n_tokens} to generate that is more than the context "
-            f"of {room}. Shorten the prompt or generate less."
-        )
 
 
 def continue_text(
