@@ -145,6 +145,18 @@ def test_tables(tmp_path):
     assert (tmp_path / "speed.png").stat().st_size > 5000
 
 
+def test_speeds_are_told_at_once():
+    told = []
+    result = llama_tq.bench(
+        "demo",
+        [Pair("tq4_0", "tq4_0")],
+        [0, 256],
+        on_speed=told.append,
+        progress=lambda what, *_: told.append(what),
+    )
+    assert told == ["tq4_0/tq4_0 at 0", result.speeds[0], "tq4_0/tq4_0 at 256", result.speeds[1], "done"]
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     arguments = [
         "eval",
@@ -291,6 +303,23 @@ def test_bytes():
     ]
     with pytest.raises(InputError, match="Write it as"):
         memory.parse_bytes("8 elephants")
+
+
+def test_waiting_threads_do_not_spin_for_long(monkeypatch):
+    """libgomp is told before llama_cpp loads it, unless the user has said how threads wait."""
+    loaded = "import sys, llama_tq.cli; sys.exit('llama_cpp' in sys.modules)"
+    subprocess.run([sys.executable, "-c", loaded], check=True)
+    for theirs, expected in (
+        ({}, cli._SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in theirs.items():
+            monkeypatch.setenv(name, value)
+        run("info")
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
 def test_command_is_on_the_path():

@@ -7,6 +7,7 @@ import mmap
 import re
 import subprocess
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -39,7 +40,7 @@ def model():
 @pytest.fixture
 def chunk(model, text) -> Chunk:
     """A chunk of text with its reference."""
-    (part,) = cut(model, text, N_CTX, 1)
+    part = cut(model, text, N_CTX)[0]
     with model.context(REFERENCE, N_CTX) as context:
         score(context, part)
     return part
@@ -242,3 +243,38 @@ def test_refusals(text, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 1 << 20)
     with pytest.raises(InputError, match=r"needs .* but 1 MiB are free\. Lower the context"):
         evaluate("demo", text, n_ctx=512)
+
+
+def test_without_a_number_of_chunks_the_time_decides(text, monkeypatch, tmp_path):
+    """At least one chunk, at most all, in between by what the first takes; resumed, by what it took then."""
+    options = {"pairs": [TQ4], "n_ctx": 128, "recall": False, "floor": False}
+    some = text[:6000]
+    with Model("demo", weights=False) as model:
+        possible = len(cut(model, some, 128))
+    for budget, chunks in ((0, 1), (3 * 2 * 1.0, 3), (1e9, possible)):
+        monkeypatch.setattr("llama_tq.commands.evaluate.EVAL_SECONDS", budget)
+        monkeypatch.setattr("llama_tq.commands.evaluate.score", lambda *a: replace(score(*a), seconds=1.0))
+        result = evaluate("demo", some, **options, keep=tmp_path)
+        assert (result.chunks, result.possible_chunks) == (chunks, possible)
+        assert result.scored_tokens == chunks * 63
+        monkeypatch.setattr("llama_tq.commands.evaluate.score", lambda *_: pytest.fail("measured again"))
+        assert evaluate("demo", some, **options, keep=tmp_path, resume=True).chunks == chunks
+
+
+def test_the_first_chunk_is_told_at_once(text):
+    """Of every pair, before the second chunk is begun."""
+    told = []
+    evaluate(
+        "demo",
+        text,
+        [TQ4],
+        n_ctx=128,
+        chunks=2,
+        recall=False,
+        floor=False,
+        progress=lambda what, *_: told.append(what),
+        on_first=lambda row: told.append((str(row.pair), row.divergence.mean.value > 0)),
+    )
+    assert told[1] == ("f16/f16", False)
+    assert told[3] == ("tq4_0/tq4_0", True)
+    assert told[4].startswith("chunk 2 of 2")

@@ -5,8 +5,8 @@
 >>> llama_tq.dequantize(b, "tq4_0")  # and back to float32 (..., n)
 
 ``llama_tq.reference`` is the same in NumPy, and the definition of the bytes. ``info``, ``demo``, ``plan``,
-``evaluate``, ``centre``, ``compare``, ``generate``, ``bench`` and ``benchmark`` do what the commands of
-``llama-tq`` print. ``with llama_tq.centring(False)`` switches key centring off.
+``evaluate``, ``centre``, ``compare``, ``generate``, ``chat``, ``bench`` and ``benchmark`` do what the
+commands of ``llama-tq`` print. ``with llama_tq.centring(False)`` switches key centring off.
 
 ``llama_tq.turboquant`` (the paper), ``llama_tq.torch`` (operators), ``llama_tq.hf`` (a cache for
 transformers) and ``llama_tq.mlx`` (a cache for mlx-lm) need the extras of these names.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .commands.bench import bench
     from .commands.benchmark import benchmark
     from .commands.centre import centre
+    from .commands.chat import chat
     from .commands.compare import compare
     from .commands.demo import demo
     from .commands.evaluate import evaluate
@@ -46,6 +47,7 @@ _MODULES = {
             "bench",
             "benchmark",
             "centre",
+            "chat",
             "compare",
             "demo",
             "evaluate",
@@ -67,6 +69,7 @@ __all__ = [
     "benchmark",
     "centre",
     "centring",
+    "chat",
     "compare",
     "demo",
     "dequantize",

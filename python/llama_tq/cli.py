@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +23,10 @@ from rich.progress import (
 
 from .commands import defaults
 from .errors import InputError
+from .runtime import sources
 
 NOT_PATCHED, INPUT_ERROR, INTERRUPTED = 1, 2, 130  # exit codes
+_SPINS = "2000"  # about 0.1 ms; libgomp's own are 300000
 _out = Console()
 _err = Console(stderr=True)
 
@@ -72,6 +76,15 @@ class _Bytes(click.ParamType):
         return parse_bytes(value) if isinstance(value, str) else value
 
 
+class _Model(click.ParamType):
+    """A model, with what is on the hub fetched before anything is drawn."""
+
+    name = "model"
+
+    def convert(self, value, param, context):
+        return str(sources.resolve(value)) if value.startswith(sources.hub.PREFIX) else value
+
+
 class _Numbers(click.ParamType):
     name = "n,..."
 
@@ -84,13 +97,21 @@ class _Numbers(click.ParamType):
             raise InputError(f"{value!r} is not a list of numbers. Write it as 0,4096,16384.") from None
 
 
-_MODEL = "MODEL is a GGUF file, or 'demo' for the model inside the package."
+_MODEL = f"MODEL is {sources.ALLOWED}."
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on standard output."
 )
 _tokens = click.option(
     "-n", "--tokens", default=defaults.N_TOKENS, show_default=True, help="Tokens to generate."
 )
+_system = click.option("--system", help="System message: what the model is told before the prompt.")
+_raw = click.option("--raw", is_flag=True, help="Continue PROMPT as text, without the model's chat template.")
+_type_k = click.option("-k", "--type-k", default="f16", show_default=True, help="Type of the K cache.")
+_type_v = click.option("-v", "--type-v", default="f16", show_default=True, help="Type of the V cache.")
+_temperature = click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token."
+)
+_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
 _gpu_layers = click.option(
     "-ngl",
     "--gpu-layers",
@@ -141,15 +162,22 @@ def main() -> None:
     A cache type is one of llama.cpp's own or tq4_0, tq3_0, tq2_1; K and V can have different ones, written
     q8_0/tq3_0. "tq4_0 uncentred" stores keys as they are, without key centring.
     """
+    # Threads meet a few hundred times per token, and libgomp lets those that wait spin for up to 10 ms. Where
+    # other programs want the processors, too, they keep off the one that they wait for: small chunks took ten
+    # times as long. libgomp reads this when it is loaded, with llama_cpp.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def _on_model(name: str | None = None) -> Callable[[Callable], click.Command]:
     """A command whose first argument is a model, and which can have it on a GPU."""
-    return lambda function: main.command(name, epilog=_MODEL)(click.argument("model")(_gpu_layers(function)))
+    return lambda function: main.command(name, epilog=_MODEL)(
+        click.argument("model", type=_Model())(_gpu_layers(function))
+    )
 
 
 @main.command(epilog=_MODEL)
-@click.argument("model", required=False)
+@click.argument("model", type=_Model(), required=False)
 @_gpu_layers
 @_json
 def info(model: str | None, n_gpu_layers: int, as_json: bool) -> None:
@@ -237,7 +265,9 @@ def plan(
 
 @_on_model("eval")
 @click.option(
-    "--text", type=click.Path(path_type=Path), help="Text to measure on, UTF-8.  [default for demo: its own]"
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text to measure on, UTF-8.  [default for demo and smollm2: that in the package]",
 )
 @_pairs
 @click.option(
@@ -249,7 +279,9 @@ def plan(
     "--uncentred", is_flag=True, help="Measure pairs with a TQ type for K also without key centring."
 )
 @click.option("--ctx", default=defaults.EVAL_CTX, show_default=True, help="Tokens per chunk.")
-@click.option("--chunks", type=int, help="Chunks to measure.  [default: the whole text]")
+@click.option(
+    "--chunks", type=int, help=f"Chunks to measure.  [default: those of {defaults.EVAL_SECONDS} seconds]"
+)
 @click.option("--recall/--no-recall", default=True, help="Look up keys that lie far back in the context.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Directory for results and plots.  [default: eval-MODEL]"
@@ -274,7 +306,8 @@ def evaluate(
 
     Perplexity, KL divergence and same-top share with standard errors, by the protocol of llama-perplexity;
     recall of keys far back; bytes; speed. The floor is what an f32 cache differs by: no pair can do better.
-    Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps what is finished.
+    What the first chunk says is printed at once. Writes result.json, pareto.png and heatmap.png. Ctrl-C keeps
+    what is finished.
 
     \b
     llama-tq eval model.gguf --text wiki.txt --pairs tq4_0,q8_0/tq3_0 --chunks 20
@@ -284,7 +317,7 @@ def evaluate(
     from .views import plots, render
 
     chosen = (*(YARDSTICKS if yardsticks else ()), *(pairs or RECOMMENDED))
-    directory = out or Path(f"eval-{Path(model).stem}")
+    directory = out or Path(f"eval-{sources.stem_of(model)}")
     try:
         with _progress() as progress:
             result = module.evaluate(
@@ -300,6 +333,7 @@ def evaluate(
                 keep=directory,
                 resume=resume,
                 progress=progress,
+                on_first=lambda row: _err.print(render.first(row), highlight=False),
             )
     except KeyboardInterrupt:
         _complain(f"Interrupted. What is finished is in {directory}: go on with --resume.")
@@ -344,13 +378,25 @@ def centre(
 
 @_on_model()
 @click.argument("prompt")
+@_system
+@_raw
 @_pairs
 @_tokens
 @_json
-def compare(model: str, n_gpu_layers: int, prompt: str, pairs, tokens: int | None, as_json: bool) -> None:
-    """Continue PROMPT with f16 and with each pair, side by side.
+def compare(
+    model: str,
+    n_gpu_layers: int,
+    prompt: str,
+    system: str | None,
+    raw: bool,
+    pairs,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Answer PROMPT with f16 and with each pair, side by side.
 
-    Always the most probable token. The first one that differs from f16's is marked.
+    Through the model's chat template, if it has one, as `run` does. Always the most probable token. The first
+    one that differs from f16's is marked.
 
     \b
     llama-tq compare demo "def test_empty(self):" --pairs tq4_0,tq3_0
@@ -358,37 +404,43 @@ def compare(model: str, n_gpu_layers: int, prompt: str, pairs, tokens: int | Non
     from .commands.compare import compare as run
 
     with _progress() as progress:
-        result = run(model, prompt, pairs, n_tokens=tokens, n_gpu_layers=n_gpu_layers, progress=progress)
+        how = {"system": system, "raw": raw, "n_tokens": tokens, "n_gpu_layers": n_gpu_layers}
+        result = run(model, prompt, pairs, **how, progress=progress)
     _show(result, as_json, "comparison")
 
 
 @_on_model()
 @click.argument("prompt")
-@click.option("-k", "--type-k", default="f16", show_default=True, help="Type of the K cache.")
-@click.option("-v", "--type-v", default="f16", show_default=True, help="Type of the V cache.")
+@_system
+@_raw
+@_type_k
+@_type_v
 @_tokens
 @click.option("--ctx", type=int, help="Tokens of context.  [default: as many as needed]")
-@click.option(
-    "--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token."
-)
-@click.option("--seed", type=int, default=0, show_default=True)
+@_temperature
+@_seed
 @_json
 def run(
     model: str,
     n_gpu_layers: int,
     prompt: str,
+    system: str | None,
+    raw: bool,
     type_k: str,
     type_v: str,
-    tokens,
-    ctx,
+    tokens: int,
+    ctx: int | None,
     temperature: float,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT, and say how fast that was.
+    """Answer PROMPT, and say how fast that was.
+
+    The prompt goes through the model's chat template. With --raw, and in a model that has none, it is text to
+    be continued.
 
     \b
-    llama-tq run model.gguf "Once upon a time" --type-k q8_0 --type-v tq4_0
+    llama-tq run model.gguf "Why is the sky blue?" --type-k q8_0 --type-v tq4_0
     """
     from .commands.generate import generate
     from .runtime.pairs import Pair
@@ -399,6 +451,8 @@ def run(
         model,
         prompt,
         Pair(type_k, type_v),
+        system=system,
+        raw=raw,
         n_tokens=tokens,
         n_ctx=ctx,
         temperature=temperature,
@@ -414,6 +468,85 @@ def run(
 
 
 @_on_model()
+@_system
+@_type_k
+@_type_v
+@click.option(
+    "-n", "--tokens", default=defaults.CHAT_TOKENS, show_default=True, help="Tokens of an answer, at most."
+)
+@click.option(
+    "--ctx", type=int, help=f"Tokens of context.  [default: {defaults.CHAT_CTX}, or the model's if less]"
+)
+@_temperature
+@_seed
+@_json
+def chat(
+    model: str,
+    n_gpu_layers: int,
+    system: str | None,
+    type_k: str,
+    type_v: str,
+    tokens: int,
+    ctx: int | None,
+    temperature: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Talk with MODEL, with a cache of chosen types.
+
+    Ctrl-C stops an answer, Ctrl-D ends. Behind each answer, on standard error: how much of the context is
+    used, the size of the cache, and the speed. From a pipe every line is a message.
+
+    \b
+    llama-tq chat smollm2 --type-k tq4_0 --type-v tq4_0
+    """
+    from .commands.chat import chat as talk_with
+    from .runtime.pairs import Pair
+    from .views import render
+
+    answers, on_text = [], (lambda _: None) if as_json else (lambda piece: click.echo(piece, nl=False))
+    how = {"n_ctx": ctx, "temperature": temperature, "seed": seed, "n_gpu_layers": n_gpu_layers}
+    with talk_with(model, Pair(type_k, type_v), system=system, **how) as talk:
+        for message in _messages():
+            with _interruptible() as stop:
+                answer = talk.ask(message, n_tokens=tokens, on_text=on_text, stop=stop)
+            answers.append(answer)
+            if not as_json:
+                click.echo()
+                _err.print(render.turn(answer), style="dim", highlight=False)
+    if as_json:
+        _show(tuple(answers), True, "turn")
+
+
+def _messages() -> Iterator[str]:
+    """Lines that are not empty: typed behind a prompt on a terminal, until Ctrl-D, or read from a pipe."""
+    typed = sys.stdin.isatty()
+    if typed:
+        with contextlib.suppress(ImportError):  # not on Windows, whose terminal edits lines itself
+            import readline  # noqa: F401 - gives input() a history
+    while True:
+        try:
+            line = input("> " if typed else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+        if line.strip():
+            yield line
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C only makes true what this yields: between two tokens is where an answer can stop."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@_on_model()
 @click.option(
     "--depths",
     type=_Numbers(),
@@ -426,16 +559,23 @@ def bench(model: str, n_gpu_layers: int, depths, pairs, plot: Path | None, as_js
     """Tokens per second against depth.
 
     Reading 512 tokens at once and writing 16 one by one with so many tokens in the cache already, median of
-    3.
+    3. Each is printed at once.
 
     \b
     llama-tq bench model.gguf --depths 0,8192,32768 --plot speed.png
     """
     from .commands.bench import bench as run
-    from .views import plots
+    from .views import plots, render
 
     with _progress() as progress:
-        result = run(model, pairs, depths, n_gpu_layers=n_gpu_layers, progress=progress)
+        result = run(
+            model,
+            pairs,
+            depths,
+            n_gpu_layers=n_gpu_layers,
+            progress=progress,
+            on_speed=lambda speed: _err.print(render.speed(speed), highlight=False),
+        )
     _show(result, as_json, "bench")
     if plot:
         _err.print(f"Wrote {plots.speed(result, plot)}", highlight=False)
@@ -456,13 +596,11 @@ def convert(arguments: tuple[str, ...]) -> None:
 
 
 def _text(model: str, path: Path | None) -> str:
-    from .runtime import embedded
-    from .runtime.models import DEMO
-
     if path is None:
-        if model != DEMO:
+        shipped = sources.text_of(model)
+        if shipped is None:
             raise InputError("There is no text to measure on. Give one with --text FILE.")
-        return embedded.held_out_text()
+        return shipped
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

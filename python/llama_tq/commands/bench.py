@@ -54,11 +54,12 @@ def bench(
     *,
     n_gpu_layers: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_speed: Callable[[Speed], object] = lambda _: None,
 ) -> Bench:
     """Time `model` at every depth (by default those of DEPTHS that it takes) with every pair (PAIRS).
 
     On random tokens and all processors that the process may use, with `n_gpu_layers` and their cache on the
-    GPU; -1 for all.
+    GPU; -1 for all. `on_speed` is told each speed at once.
 
     Raises InputError for a depth that the model's context does not hold, and when there is too little memory.
     """
@@ -88,6 +89,7 @@ def bench(
                         context.prefill(tokens[filled:depth], filled)
                     filled = depth
                     speeds.append(_time(context, tokens, depth))
+                    on_speed(speeds[-1])
         progress("done", total, total)
         return Bench(opened.name, opened.description, threads(), n_gpu_layers, n_ctx, tuple(speeds))
 

@@ -38,18 +38,21 @@ def compare(
     prompt: str,
     pairs: Sequence[Pair] | None = None,
     *,
+    system: str | None = None,
+    raw: bool = False,
     n_tokens: int = N_TOKENS,
     n_gpu_layers: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Comparison:
-    """Continue `prompt` with f16 and with every pair, always taking the most probable token.
+    """Answer `prompt` with f16 and with every pair, always taking the most probable token.
 
-    By default with the recommended pairs. `n_gpu_layers` are on the GPU, with their cache; -1 for all.
+    By default with the recommended pairs. `system` and `raw` are those of `generate`. `n_gpu_layers` are on
+    the GPU, with their cache; -1 for all.
     Raises InputError for bad input and for a prompt that does not fit the model's context.
     """
     pairs = (REFERENCE, *(p for p in dict.fromkeys(pairs or RECOMMENDED) if p != REFERENCE))
     with Model(model, n_gpu_layers=n_gpu_layers) as opened:
-        tokens = prompt_tokens(opened, prompt, n_tokens)
+        tokens = prompt_tokens(opened, prompt, n_tokens, system=system, raw=raw)
         made = []
         for number, pair in enumerate(pairs):
             progress(str(pair), number, len(pairs))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..runtime import embedded
-from ..runtime.models import DEMO, Model
+from ..runtime.models import Model
 from ..runtime.pairs import REFERENCE, Pair
+from ..runtime.sources import DEMO
 from .evaluate import Evaluation, evaluate
 from .generate import Generation, continue_text
 

@@ -20,7 +20,7 @@ from ..runtime.centring import is_on
 from ..runtime.means import not_centred
 from ..runtime.models import BATCH, Memory, Model, memory_of
 from ..runtime.pairs import FLOOR, RECOMMENDED, REFERENCE, YARDSTICKS, Pair, is_tq
-from .defaults import EVAL_CTX
+from .defaults import EVAL_CTX, EVAL_SECONDS
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class Evaluation:
     description: str
     n_ctx: int
     chunks: int
+    possible_chunks: int
+    """As many as the text has."""
     scored_tokens: int
     needed_bytes: int
     """Main memory that the evaluation took at most: see `needed_memory`."""
@@ -103,8 +105,12 @@ def evaluate(
     keep: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress = lambda *_: None,
+    on_first: Callable[[PairQuality], object] = lambda _: None,
 ) -> Evaluation:
-    """Compare `pairs` with f16 on `text`: all of it, or its first `chunks` chunks of `n_ctx` tokens.
+    """Compare `pairs` with f16 on the first `chunks` chunks of `n_ctx` tokens of `text`.
+
+    Without `chunks` on as many as EVAL_SECONDS are enough for at the speed of the first, and at least that;
+    `on_first` is told how each pair does in it as soon as that is known.
 
     By default the recommended pairs, and q8_0, q5_0 and q4_0. `recall` adds key-value lookups, `floor` one
     pass with an f32 cache (see `Evaluation.floor`), and `uncentred` every pair with a TQ type for K a second
@@ -132,19 +138,25 @@ def evaluate(
         store = Store(Path(keep), identity, resume) if keep is not None else None
 
     with Model(model, n_gpu_layers=n_gpu_layers) as opened:
-        total, done = len(measured) * len(parts) + len(pairs) * bool(questions), itertools.count()
+        count, done = chunks or 1, itertools.count()
         scores: list[dict[Pair, Scores]] = []
-        for number, chunk in enumerate(parts):
+        while len(scores) < count:
+            number, chunk = len(scores), parts[len(scores)]
+            total = len(measured) * count + len(pairs) * bool(questions)
             found = (store.scores(number) if store else None) or {}
             for pair in measured:
-                progress(f"chunk {number + 1} of {len(parts)}, {pair}", next(done), total)
+                progress(f"chunk {number + 1} of {count}, {pair}", next(done), total)
                 if pair not in found:
                     with opened.context(pair, n_ctx) as context:
                         found[pair] = score(context, chunk)
+                if number == 0:
+                    on_first(_summarise(pair, found[pair], memories[pair].cache, ()))
             if store and chunk.reference is not None:
                 store.save_scores(number, found)
             chunk.reference = None  # as large as everything else together
             scores.append(found)
+            if number == 0 and chunks is None:
+                count = min(len(parts), _affordable(found))
 
         answers: dict[Pair, tuple[Recall, ...]] = {}
         for pair in pairs if questions else ():
@@ -168,12 +180,18 @@ def evaluate(
             opened.name,
             opened.description,
             n_ctx,
+            count,
             len(parts),
-            sum(len(part.targets) for part in parts),
+            sum(len(part.targets) for part in parts[:count]),
             needed,
             tuple(rows[pair] for pair in pairs),
             rows[FLOOR] if floor else None,
         )
+
+
+def _affordable(first: dict[Pair, Scores]) -> int:
+    """Chunks to read when nobody says how many: by what the first took, also where it was read from disk."""
+    return max(1, int(EVAL_SECONDS / sum(scores.seconds for scores in first.values())))
 
 
 def _with_uncentred(model: Model, pairs: Sequence[Pair]) -> tuple[Pair, ...]:

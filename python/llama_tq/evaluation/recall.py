@@ -133,12 +133,8 @@ class Questions:
     def _answer(self, context: Context, read: np.ndarray, key: str) -> str:
         """The first line that the model writes after the question; `read` is in the cache already."""
         tokens = context.model.tokenize(self._text + _question(key))
-        shared = min(len(read), len(tokens) - 1)
-        shared = next((i for i in range(shared) if read[i] != tokens[i]), shared)  # a token may span the seam
-        if not context.truncate(shared):
-            context.clear()
-            shared = 0
-        logits, text, to_text = context.prefill(tokens[shared:], shared), "", context.model.pieces()
+        logits, _ = context.resume(tokens, read)  # a token may span the seam
+        text, to_text = "", context.model.pieces()
         for position in range(len(tokens), len(tokens) + 12):
             token = int(np.argmax(logits))
             text += to_text(token)

@@ -56,23 +56,24 @@ class Scores:
         return cls(*arrays, sum(p.seconds for p in parts), sum(p.decoded for p in parts))
 
 
-def cut(model: Model, text: str, n_ctx: int, chunks: int | None) -> list[Chunk]:
-    """The first `chunks` chunks of the text, or all of it; what is left at the end is dropped."""
+def cut(model: Model, text: str, n_ctx: int, wanted: int | None = None) -> list[Chunk]:
+    """All chunks of the text; what is left at the end is dropped. InputError if there are not as many as
+    `wanted`, or none.
+    """
     model.check_context(n_ctx)
     if n_ctx < 8:
         raise InputError(f"A context of {n_ctx} tokens is too short to score anything. Take at least 8.")
-    if chunks is not None and chunks < 1:
-        raise InputError(f"{chunks} chunks cannot be measured. Ask for at least 1.")
+    if wanted is not None and wanted < 1:
+        raise InputError(f"{wanted} chunks cannot be measured. Ask for at least 1.")
     tokens = model.tokenize(text)
     possible = len(tokens) // n_ctx
-    if possible < (chunks or 1):
+    if possible < (wanted or 1):
         raise InputError(
-            f"The text has {len(tokens)} tokens, too few for {chunks or 1} chunks of {n_ctx}. "
+            f"The text has {len(tokens)} tokens, too few for {wanted or 1} chunks of {n_ctx}. "
             "Give a longer text, fewer chunks or a shorter context."
         )
     parts = []
-    for start in range(0, (chunks or possible) * n_ctx, n_ctx):
-        part = tokens[start : start + n_ctx]
+    for part in tokens[: possible * n_ctx].reshape(possible, n_ctx):
         inputs = part.copy()
         if model.bos is not None:
             inputs[0] = model.bos

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -21,11 +20,10 @@ import numpy as np
 from .. import _native
 from .._api import threads
 from ..errors import InputError
-from . import embedded, ggml
+from . import ggml, sources
 from .centring import centring
 from .pairs import FLOOR, Pair, type_id
 
-DEMO = "demo"
 CPU = "CPU"  # ggml's name for main memory
 BATCH = 512  # tokens that one decode call takes
 STEP = 256  # llama.cpp rounds contexts up to it
@@ -48,20 +46,6 @@ def native_log() -> Iterator[list[str]]:
             _log.debug("%s", line)
             if level == _native.LOG_ERROR and line:
                 errors.append(line.partition(": ")[2] or line)
-
-
-def resolve(model: str | os.PathLike[str]) -> Path:
-    """The file of a model: a path, or `demo` for the embedded one."""
-    if os.fspath(model) == DEMO:
-        return embedded.MODEL
-    path = Path(model).expanduser()
-    if not path.exists():
-        raise InputError(
-            f"There is no file {path}. Give the path of a GGUF model, or {DEMO!r} for the embedded one."
-        )
-    if not path.is_file():
-        raise InputError(f"{path} is not a file. Give the path of a GGUF model.")
-    return path
 
 
 @dataclass(frozen=True)
@@ -114,8 +98,8 @@ class Model:
     """
 
     def __init__(self, model: str | os.PathLike[str], *, weights: bool = True, n_gpu_layers: int = 0) -> None:
-        self.path = resolve(model)
-        self.name = DEMO if os.fspath(model) == DEMO else self.path.name
+        self.path = sources.resolve(model)
+        self.name = sources.name_of(model, self.path)
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
@@ -155,14 +139,34 @@ class Model:
         with native_log():
             llama_cpp.llama_model_free(self._model)
 
-    def tokenize(self, text: str, *, special: bool = True) -> np.ndarray:
-        """int32 tokens of `text`; with `special`, with the start token where the model wants one."""
+    @property
+    def pointer(self) -> llama_cpp.llama_model_p:
+        """For `llama_cpp`."""
+        return self._model
+
+    @property
+    def bos_text(self) -> str:
+        """How the start token is written; empty where there is none."""
+        return self._written(llama_cpp.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos_text(self) -> str:
+        """How the end token is written; empty where there is none."""
+        return self._written(llama_cpp.llama_vocab_eos(self._vocab))
+
+    def _written(self, token: int) -> str:
+        return self.text_of(token) if token != llama_cpp.LLAMA_TOKEN_NULL else ""
+
+    def tokenize(self, text: str, *, special: bool = True, markup: bool = False) -> np.ndarray:
+        """int32 tokens of `text`; with `special`, with the start token where the model wants one; with
+        `markup`, special tokens that are written in the text count as such.
+        """
         if llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             raise InputError(f"{self.name} has no tokenizer. Take a model that has one.")
         data = text.encode()
         tokens = np.empty(len(data) + 2, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), special, False)
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), pointer, len(tokens), special, markup)
         if count < 0:
             raise InputError(f"The tokenizer of {self.name} refuses the text.")
         return tokens[:count].copy()
@@ -308,6 +312,19 @@ class Context:
         for start in starts[:-1]:
             self.decode(tokens[start : start + self.batch], position + start, outputs=0)
         return self.decode(tokens[starts[-1] :], position + starts[-1])[0]
+
+    def resume(self, tokens: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, int]:
+        """Have `tokens` in the cache, which holds at least `read` now, and forget what differs.
+
+        Returns the logits (n_vocab,) after the last token, and how many did not have to be decoded again. A
+        sliding window needs `swa_full` for this.
+        """
+        most = min(len(read), len(tokens) - 1)
+        kept = next((i for i in range(most) if read[i] != tokens[i]), most)
+        if not self.truncate(kept):
+            self.clear()
+            kept = 0
+        return self.prefill(tokens[kept:], kept), kept
 
     def truncate(self, length: int) -> bool:
         """Forget everything from position `length` on; False where the model cannot (recurrent states)."""

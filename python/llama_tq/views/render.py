@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..commands.bench import Bench
+from ..commands.bench import Bench, Speed
 from ..commands.benchmark import TypeBenchmark
 from ..commands.centre import Centring
 from ..commands.compare import Comparison
@@ -174,6 +174,14 @@ def plan(result: Plan) -> RenderableType:
     return Group(made, *refused)
 
 
+def first(row: PairQuality) -> str:
+    """How a pair does in the first chunk, in a line."""
+    return (
+        f"first chunk, {row.pair}: perplexity {row.perplexity.value:.2f}, "
+        f"mean KLD {row.divergence.mean.value:.5f}, same top {row.same_top.value:.1%}"
+    )
+
+
 def _of_device(row: PairPlan, name: str) -> str:
     return format_bytes(sum(device.total for device in row.devices if device.device == name))
 
@@ -181,7 +189,8 @@ def _of_device(row: PairPlan, name: str) -> str:
 def evaluation(result: Evaluation) -> RenderableType:
     made = table(
         f"{result.model} ({result.description})\n{result.scored_tokens} tokens scored, "
-        f"{result.chunks} chunks of {result.n_ctx}; at most {format_bytes(result.needed_bytes)} of memory",
+        f"{result.chunks} of {result.possible_chunks} chunks of {result.n_ctx}; "
+        f"at most {format_bytes(result.needed_bytes)} of memory",
         *("K/V", "cache", "perplexity", "mean KLD", "same top %", "tok/s"),
     )
     depths = [f"at {answer.depth:.0%}" for answer in result.pairs[0].recall]
@@ -248,6 +257,21 @@ def generation(result: Generation) -> str:
         f"{len(result.tokens)} written at {result.tokens_per_second:.1f}/s, "
         f"cache {format_bytes(result.cache_bytes)} for {result.n_ctx} tokens"
     )
+
+
+def turn(result: Generation) -> str:
+    """The status of a conversation after an answer."""
+    used = result.prompt_tokens + len(result.tokens)
+    return (
+        f"{result.pair}: {used} of {result.n_ctx} tokens used, cache {format_bytes(result.cache_bytes)}; "
+        f"{result.prompt_tokens - result.reused_tokens} read at {result.prompt_tokens_per_second:.1f}/s, "
+        f"{len(result.tokens)} written at {result.tokens_per_second:.1f}/s"
+    )
+
+
+def speed(result: Speed) -> str:
+    """One of a benchmark, in a line."""
+    return f"{result.pair} at {result.depth}: {result.read:.1f} read/s, {result.write:.1f} written/s"
 
 
 def bench(result: Bench) -> Table:
