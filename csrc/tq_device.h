@@ -1,5 +1,5 @@
 // FORMAT.md for devices: encoder, decoder, and the look-ups of the attention kernels, in plain C arithmetic on one
-// lane's share of a block. CUDA and HIP compile it as it is, and so does a C compiler: tests/device_driver.c plays the
+// lane's share of a block. CUDA compiles it as it is, and so does a C compiler: tests/device_driver.c plays the
 // lanes on the host and compares bytes, so that what a GPU does without one is proven everywhere.
 //
 //   TQ_FN             storage class of a function
@@ -12,17 +12,13 @@
 //   TQ_BITS(f), TQ_FLOAT(u)   the bits of a float, and back
 #pragma once
 
-#if defined(__CUDACC__) || defined(__HIPCC__)
+#if defined(__CUDACC__)
 #    define TQ_FN static __device__ __forceinline__
 #    define TQ_CONST_FN static constexpr __host__ __device__ __forceinline__
 #    define TQ_TABLE static constexpr __constant__
 #    define TQ_MUL(a, b) __fmul_rn(a, b)
-#    if defined(__HIPCC__)
-#        define TQ_PRMT(a, b, s) __byte_perm(a, b, s)
-#        define TQ_AND_OR(a, m, o) (((a) & (m)) | (o))
-#    else
-#        define TQ_PRMT(a, b, s) tq_cuda_prmt(a, b, s)
-#        define TQ_AND_OR(a, m, o) tq_cuda_and_or(a, m, o)
+#    define TQ_PRMT(a, b, s) tq_cuda_prmt(a, b, s)
+#    define TQ_AND_OR(a, m, o) tq_cuda_and_or(a, m, o)
 static __device__ __forceinline__ unsigned tq_cuda_prmt(unsigned a, unsigned b, unsigned s) {
     unsigned r; // __byte_perm masks its selector first
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(s));
@@ -33,7 +29,6 @@ static __device__ __forceinline__ unsigned tq_cuda_and_or(unsigned a, unsigned m
     asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "r"(m), "r"(o));
     return r;
 }
-#    endif
 #    define TQ_BITS(f) __float_as_uint(f)
 #    define TQ_FLOAT(u) __uint_as_float(u)
 // |f| < 2^22: adding 1.5 * 2^23 rounds to an integer in the low bits, four times as fast as the conversion

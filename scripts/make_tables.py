@@ -166,6 +166,14 @@ class TypeSpec:
         """Bits that a stored value takes, its share of the scales included."""
         return 8 * self.block_bytes / self.block_size
 
+    def row_bytes(self, values: int) -> int:
+        """Bytes of a row of so many values, a multiple of 32."""
+        return values // self.block_size * self.block_bytes
+
+    def row_values(self, size: int) -> int:
+        """Values in a row of so many bytes, whole blocks."""
+        return size // self.block_bytes * self.block_size
+
 
 TYPES: dict[str, TypeSpec] = {
 '''

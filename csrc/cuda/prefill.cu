@@ -414,17 +414,7 @@ __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p)
 #pragma unroll 1
             for (int within = 0; within < R; within += 32) {
                 const int row = before * R + within;
-                float s[MT][4][4];
-#pragma unroll
-                for (int m = 0; m < MT; m++) {
-#pragma unroll
-                    for (int n = 0; n < 4; n++) {
-#pragma unroll
-                        for (int j = 0; j < 4; j++) {
-                            s[m][n][j] = 0.0f;
-                        }
-                    }
-                }
+                float s[MT][4][4] = {};
                 if (centred) { // products are added to the offsets
                     int id = ids_before[0];
 #pragma unroll

@@ -15,11 +15,10 @@ constexpr unsigned all = 0xFFFFFFFFu;
 
 template <int type> struct spec;
 
-#define TQ_TYPE(NAME, name, id, bits_, bytes_, start_, count_)                          \
-    template <> struct spec<TQ_TYPE_##NAME> {                                           \
-        static constexpr int bits = bits_, bytes = bytes_, count = count_;              \
-        static constexpr float start = start_ / 16384.0f;                               \
-        static __device__ const signed char * books() { return tq_codebook_##name[0]; } \
+#define TQ_TYPE(NAME, name, id, bits_, bytes_, start_, count_)             \
+    template <> struct spec<TQ_TYPE_##NAME> {                              \
+        static constexpr int bits = bits_, bytes = bytes_, count = count_; \
+        static constexpr float start = start_ / 16384.0f;                  \
     };
 #include "types.def"
 #undef TQ_TYPE
@@ -314,7 +313,7 @@ __global__ void decode(tq_rows_view src, tq_rows_ids ids, tq_rows_view dst, bool
         } else {
             in = at(src, position_of(src, b), src.nb[0]);
         }
-        const float value = tq_dev_value(T::bits, T::books(), (const unsigned char *) in, lane);
+        const float value = tq_dev_value(T::bits, books_of(type), (const unsigned char *) in, lane);
         char * out = at(dst, to, TQ_BLOCK * dst.nb[0]) + lane * dst.nb[0];
         if (dst_is_half) {
             *(half *) out = __float2half_rn(value);

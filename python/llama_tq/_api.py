@@ -34,7 +34,7 @@ def quantize(x: np.ndarray, type: str) -> np.ndarray:
     :raises TypeError: dtype other than float32 or float16
     """
     x, spec = check_values(x, type)
-    b = np.empty((*x.shape[:-1], x.shape[-1] // spec.block_size * spec.block_bytes), np.uint8)
+    b = np.empty((*x.shape[:-1], spec.row_bytes(x.shape[-1])), np.uint8)
     _core.quantize(_NUMBERS[type], np.ascontiguousarray(x, np.float32), b, threads())
     return b
 
@@ -51,7 +51,7 @@ def dequantize(b: np.ndarray, type: str) -> np.ndarray:
     :raises TypeError: dtype other than uint8
     """
     b, spec = check_blocks(b, type)
-    x = np.empty((*b.shape[:-1], b.shape[-1] // spec.block_bytes * spec.block_size), np.float32)
+    x = np.empty((*b.shape[:-1], spec.row_values(b.shape[-1])), np.float32)
     _core.dequantize(_NUMBERS[type], np.ascontiguousarray(b), x, threads())
     return x
 
@@ -70,7 +70,7 @@ def dot(b: np.ndarray, y: np.ndarray, type: str) -> np.ndarray:
     """
     b, spec = check_blocks(b, type)
     y = np.asarray(y)
-    n = b.shape[-1] // spec.block_bytes * spec.block_size
+    n = spec.row_values(b.shape[-1])
     if y.dtype != np.float32:
         raise TypeError(f"y has dtype {y.dtype}; allowed is float32")
     if y.shape != (n,):

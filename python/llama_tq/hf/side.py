@@ -51,8 +51,7 @@ class Side:
         batch, heads, _, head = states.shape
         check_head(head, f"{side} heads")
         self.spec, self.side, self.window = spec, side, window
-        width = head // spec.block_size * spec.block_bytes
-        self._buffer = states.new_empty((batch, heads, 0, width), dtype=torch.uint8)
+        self._buffer = states.new_empty((batch, heads, 0, spec.row_bytes(head)), dtype=torch.uint8)
         self._first = self._last = 0  # rows of the buffer that hold tokens
         self._tail = states.new_empty((batch, heads, 0, head))
 

@@ -63,7 +63,7 @@ def dequantize(b: mx.array, type: str) -> mx.array:
     words, indices = _unpack(b.reshape(-1, spec.block_bytes), spec)
     levels = _book(_tables(spec.name).levels, words >> 15, indices)
     values = _constants().scales[words][..., None] * levels
-    return values.reshape(*b.shape[:-1], b.shape[-1] // spec.block_bytes * fmt.BLOCK)
+    return values.reshape(*b.shape[:-1], spec.row_values(b.shape[-1]))
 
 
 # --- tables -----------------------------------------------------------------------------------------

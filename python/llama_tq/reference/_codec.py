@@ -48,7 +48,7 @@ def dequantize(b: np.ndarray, type: str) -> np.ndarray:
     words, indices = unpack(b.reshape(-1, spec.block_bytes), spec)
     scales, books = decode_scale_words(words)
     levels = spec.codebook[books[:, None, None], indices].astype(np.float32)
-    return (scales[:, :, None] * levels).reshape(*b.shape[:-1], b.shape[-1] // spec.block_bytes * BLOCK)
+    return (scales[:, :, None] * levels).reshape(*b.shape[:-1], spec.row_values(b.shape[-1]))
 
 
 def check_values(x: np.ndarray, type: str) -> tuple[np.ndarray, TypeSpec]:

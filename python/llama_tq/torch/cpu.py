@@ -16,14 +16,14 @@ MASK_TOKENS = 256  # queries of one call where a mask must be made: it never is 
 
 def quantize(x: torch.Tensor, type: str) -> torch.Tensor:
     spec = TYPES[type]
-    b = x.new_empty((*x.shape[:-1], x.shape[-1] // spec.block_size * spec.block_bytes), dtype=torch.uint8)
+    b = x.new_empty((*x.shape[:-1], spec.row_bytes(x.shape[-1])), dtype=torch.uint8)
     _core.quantize(NUMBERS[type], _array(x), b.numpy(), torch.get_num_threads())
     return b
 
 
 def dequantize(b: torch.Tensor, type: str) -> torch.Tensor:
     spec = TYPES[type]
-    x = b.new_empty((*b.shape[:-1], b.shape[-1] // spec.block_bytes * spec.block_size), dtype=torch.float32)
+    x = b.new_empty((*b.shape[:-1], spec.row_values(b.shape[-1])), dtype=torch.float32)
     _core.dequantize(NUMBERS[type], b.detach().contiguous().numpy(), x.numpy(), torch.get_num_threads())
     return x
 
@@ -44,8 +44,7 @@ def attention(
     softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, tokens, k_head = q.shape
-    spec = TYPES[v_type]
-    v_head = v.shape[-1] // spec.block_bytes * spec.block_size
+    v_head = TYPES[v_type].row_values(v.shape[-1])
     rotated = _array(rotate(q, rotation_size(KEY, k_head)))
     shape = (batch, tokens, heads)
     out, lse = np.empty((*shape, v_head), np.float32), np.empty(shape, np.float32)

@@ -61,7 +61,7 @@ def store(x: torch.Tensor, rows: torch.Tensor, start: int, type: str, rotation: 
     """
     spec = _check_values(x, type)
     _check_blocks("rows", rows, type)
-    expected = (*x.shape[:2], rows.shape[2], row_bytes(x.shape[-1], spec))
+    expected = (*x.shape[:2], rows.shape[2], spec.row_bytes(x.shape[-1]))
     if x.dim() != 4 or rows.shape != expected:
         raise ValueError(f"rows have shape {tuple(rows.shape)}; x of {tuple(x.shape)} goes into {expected}")
     if start < 0 or start + x.shape[2] > rows.shape[2]:
@@ -108,15 +108,15 @@ def attention(
     k_spec, v_spec = _check_blocks("k", k, k_type), _check_blocks("v", v, v_type)
     if not q.dim() == k.dim() == v.dim() == 4:
         raise ValueError(f"q, k and v have {q.dim()}, {k.dim()} and {v.dim()} dimensions; they must have 4")
-    if k.shape[-1] != row_bytes(q.shape[-1], k_spec):
-        needed = row_bytes(q.shape[-1], k_spec)
+    if k.shape[-1] != k_spec.row_bytes(q.shape[-1]):
+        needed = k_spec.row_bytes(q.shape[-1])
         raise ValueError(f"k has rows of {k.shape[-1]} bytes; {k_type} heads of {q.shape[-1]} take {needed}")
     if k.shape[:3] != v.shape[:3] or k.shape[0] != q.shape[0] or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
         raise ValueError(f"q, k and v have shapes {shapes}; batches, rows and groups of heads must agree")
     if 0 in q.shape or k.shape[2] == 0:
         raise ValueError(f"q of {tuple(q.shape)} over {k.shape[2]} rows: there is nothing to attend to")
-    for what, head in (("keys", q.shape[-1]), ("values", row_values(v.shape[-1], v_spec))):
+    for what, head in (("keys", q.shape[-1]), ("values", v_spec.row_values(v.shape[-1]))):
         if not HEAD_MIN <= head <= HEAD_MAX:
             raise ValueError(f"{what} have heads of {head} values; allowed are {HEAD_MIN} to {HEAD_MAX}")
     if mask is not None:
@@ -129,16 +129,6 @@ def attention(
         raise ValueError(f"past is {past}; allowed are 0 and more")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return torch.ops.llama_tq.attention(q, k, v, k_type, v_type, mask, past, scale, softcap)
-
-
-def row_bytes(values: int, spec: TypeSpec) -> int:
-    """Bytes of a row of so many values, a multiple of 32."""
-    return values // spec.block_size * spec.block_bytes
-
-
-def row_values(size: int, spec: TypeSpec) -> int:
-    """Values in a row of so many bytes."""
-    return size // spec.block_bytes * spec.block_size
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -171,12 +161,12 @@ def _check_blocks(what: str, b: torch.Tensor, type: str) -> TypeSpec:
 
 @torch.library.register_fake("llama_tq::quantize", lib=_library)
 def _(x: torch.Tensor, type: str) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], row_bytes(x.shape[-1], check_type(type))), dtype=torch.uint8)
+    return x.new_empty((*x.shape[:-1], check_type(type).row_bytes(x.shape[-1])), dtype=torch.uint8)
 
 
 @torch.library.register_fake("llama_tq::dequantize", lib=_library)
 def _(b: torch.Tensor, type: str) -> torch.Tensor:
-    return b.new_empty((*b.shape[:-1], row_values(b.shape[-1], check_type(type))), dtype=torch.float32)
+    return b.new_empty((*b.shape[:-1], check_type(type).row_values(b.shape[-1])), dtype=torch.float32)
 
 
 @torch.library.register_fake("llama_tq::store", lib=_library)
@@ -187,7 +177,7 @@ def _(x, rows, start, type, rotation) -> None:
 @torch.library.register_fake("llama_tq::attention", lib=_library)
 def _(q, k, v, k_type, v_type, mask, past, scale, softcap) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, tokens, _ = q.shape
-    head = row_values(v.shape[-1], check_type(v_type))
+    head = check_type(v_type).row_values(v.shape[-1])
     return q.new_empty((batch, tokens, heads, head)), q.new_empty((batch, tokens, heads), dtype=torch.float32)
 
 

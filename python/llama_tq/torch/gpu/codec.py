@@ -91,7 +91,7 @@ def _encode(x: torch.Tensor, out: torch.Tensor, type: str, size: int, rotate: bo
 def quantize(x: torch.Tensor, type: str) -> torch.Tensor:
     spec = TYPES[type]
     x = x.contiguous()
-    b = x.new_empty((*x.shape[:-1], x.shape[-1] // spec.block_size * spec.block_bytes), dtype=torch.uint8)
+    b = x.new_empty((*x.shape[:-1], spec.row_bytes(x.shape[-1])), dtype=torch.uint8)
     blocks = x.numel() // spec.block_size
     _encode(x.view(1, 1, blocks, -1), b.view(1, 1, blocks, -1), type, spec.block_size, rotate=False)
     return b
@@ -117,7 +117,7 @@ def decode_kernel(b, out, books, blocks, BITS: tl.constexpr, BYTES: tl.constexpr
 def dequantize(b: torch.Tensor, type: str) -> torch.Tensor:
     spec = TYPES[type]
     words = b.contiguous().view(torch.int16)
-    x = b.new_empty((*b.shape[:-1], b.shape[-1] // spec.block_bytes * spec.block_size), dtype=torch.float32)
+    x = b.new_empty((*b.shape[:-1], spec.row_values(b.shape[-1])), dtype=torch.float32)
     blocks = x.numel() // spec.block_size
     if blocks:
         with torch.cuda.device_of(b):
