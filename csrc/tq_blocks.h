@@ -8,8 +8,8 @@
 #define TQ_CODE_MAX 263
 #define TQ_CODE_BIAS 832 // (bits of a positive scale) >> 20 == code + TQ_CODE_BIAS
 #define TQ_MAGNITUDE_MAX 121920.0f
-#define TQ_MAGNITUDE_MIN 0x1p-21f
-#define TQ_FINE 8 // steps per codebook unit when indices are assigned
+#define TQ_MAGNITUDE_MIN (1.0f / 2097152) // 2^-21: Metal has no hexadecimal floats
+#define TQ_FINE 8                         // steps per codebook unit when indices are assigned
 
 typedef struct {
     unsigned char scale[2]; // the scale word, little endian

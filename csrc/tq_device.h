@@ -1,10 +1,11 @@
 // FORMAT.md for devices: encoder, decoder, and the look-ups of the attention kernels, in plain C arithmetic on one
-// lane's share of a block. CUDA compiles it as it is, and so does a C compiler: tests/device_driver.c plays the
-// lanes on the host and compares bytes, so that what a GPU does without one is proven everywhere.
+// lane's share of a block. CUDA and Metal compile it as it is, and so does a C compiler: tests/device_driver.c plays
+// the lanes on the host and compares bytes, so that what a GPU does without one is proven everywhere.
 //
 //   TQ_FN             storage class of a function
 //   TQ_CONST_FN       of one that a compiler evaluates for tables, too
 //   TQ_TABLE          storage class of the codebooks
+//   TQ_BOOK, TQ_GLOBAL, TQ_SHARED   address spaces of codebooks, of blocks and of what the lanes share
 //   TQ_MUL(a, b)      a product that is never contracted into a fused multiply-add
 //   TQ_PRMT(a, b, s)  nibble i of s, at most 7, picks byte i of the result among the bytes of a (0-3) and b (4-7);
 //                     bits of s above the 16th do not matter
@@ -33,6 +34,17 @@ static __device__ __forceinline__ unsigned tq_cuda_and_or(unsigned a, unsigned m
 #    define TQ_FLOAT(u) __uint_as_float(u)
 // |f| < 2^22: adding 1.5 * 2^23 rounds to an integer in the low bits, four times as fast as the conversion
 #    define TQ_RINT(f) (__float_as_int(__fadd_rn(f, 12582912.0f)) - 0x4B400000)
+#elif defined(__METAL_VERSION__)
+#    define TQ_FN static inline
+#    define TQ_CONST_FN static inline
+#    define TQ_TABLE constant
+#    define TQ_BOOK constant
+#    define TQ_GLOBAL device
+#    define TQ_SHARED threadgroup
+#    define TQ_MUL(a, b) ((a) * (b)) // see metal/rows.h
+#    define TQ_BITS(f) as_type<unsigned>(f)
+#    define TQ_FLOAT(u) as_type<float>((unsigned) (u))
+#    define TQ_RINT(f) ((int) rint(f))
 #else
 #    include <math.h>
 #    include <string.h>
@@ -71,6 +83,12 @@ static inline unsigned tq_host_prmt(unsigned a, unsigned b, unsigned s) {
 }
 #endif
 
+#ifndef TQ_BOOK // one address space
+#    define TQ_BOOK
+#    define TQ_GLOBAL
+#    define TQ_SHARED
+#endif
+
 #include "tq_blocks.h"
 #include "tq_tables.h"
 
@@ -107,7 +125,7 @@ TQ_FN float tq_dev_scale(unsigned word, int k) {
 // --- decoder ---
 
 // Index of value v; body is the bytes after the scale word.
-TQ_FN unsigned tq_dev_index(int bits, const unsigned char * body, int v) {
+TQ_FN unsigned tq_dev_index(int bits, TQ_GLOBAL const unsigned char * body, int v) {
     if (bits == 4) {
         return (unsigned) (body[v & 15] >> (v >> 4) * 4) & 15;
     }
@@ -115,7 +133,7 @@ TQ_FN unsigned tq_dev_index(int bits, const unsigned char * body, int v) {
     return bits == 2 ? low : low | ((unsigned) body[8 + (v & 3)] >> (v >> 2) & 1u) << 2;
 }
 
-TQ_FN float tq_dev_value(int bits, const signed char * books, const unsigned char * block, int v) {
+TQ_FN float tq_dev_value(int bits, TQ_BOOK const signed char * books, TQ_GLOBAL const unsigned char * block, int v) {
     const unsigned word = block[0] | (unsigned) block[1] << 8;
     const int level = books[(int) (word >> 15 << bits) + (int) tq_dev_index(bits, block + 2, v)];
     return TQ_MUL(tq_dev_scale(word, v >> 4), (float) level);
@@ -151,16 +169,16 @@ TQ_FN float tq_dev_clean(float x) {
 }
 
 // The number of neighbouring pairs of levels whose midpoint, in `steps` of a level, is <= v.
-TQ_CONST_FN int tq_dev_nearest(int bits, const signed char * book, int steps, int v) {
+TQ_CONST_FN int tq_dev_nearest(int bits, TQ_BOOK const signed char * book, int steps, int v) {
     int index = 0;
-    for (int half = 1 << (bits - 1); half > 0; half >>= 1) {
-        index += steps * (book[index + half - 1] + book[index + half]) <= 2 * v ? half : 0;
+    for (int step = 1 << (bits - 1); step > 0; step >>= 1) {
+        index += steps * (book[index + step - 1] + book[index + step]) <= 2 * v ? step : 0;
     }
     return index;
 }
 
 // Squared, of v in the low half and of -v in the high half.
-TQ_CONST_FN unsigned tq_dev_distance(int bits, const signed char * book, int v) {
+TQ_CONST_FN unsigned tq_dev_distance(int bits, TQ_BOOK const signed char * book, int v) {
     const int up = v - book[tq_dev_nearest(bits, book, 1, v)], down = v + book[tq_dev_nearest(bits, book, 1, -v)];
     return (unsigned) (up * up) | (unsigned) (down * down) << 16;
 }
@@ -179,15 +197,16 @@ TQ_FN int tq_dev_limit_code(int code) {
 }
 
 // FORMAT.md 4.2 for one code; `distances` of integers v at v + 256.
-TQ_FN tq_dev_prices tq_dev_price(int bits, const float * x, int code, const tq_dev_distances * distances) {
+TQ_FN tq_dev_prices tq_dev_price(int bits, TQ_SHARED const float * x, int code,
+                                 TQ_SHARED const tq_dev_distances * distances) {
     const float scale = tq_dev_scale_of(code), inverse = tq_dev_inverse_scale(code), square = TQ_MUL(scale, scale);
     unsigned error[2][2] = {{0, 0}, {0, 0}};
     for (int i = 0; i < TQ_SUB_BLOCK; i += tq_dev_run(bits)) {
         unsigned sum[2] = {0, 0};
         for (int j = i; j < i + tq_dev_run(bits); j++) {
-            const tq_dev_distances d = distances[TQ_RINT(TQ_MUL(x[j], inverse)) + TQ_DISTANCES / 2];
-            sum[0] += d.book[0];
-            sum[1] += d.book[1];
+            TQ_SHARED const tq_dev_distances * d = distances + TQ_RINT(TQ_MUL(x[j], inverse)) + TQ_DISTANCES / 2;
+            sum[0] += d->book[0];
+            sum[1] += d->book[1];
         }
         for (int b = 0; b < 2; b++) {
             error[b][0] += sum[b] & 0xFFFF;
@@ -219,17 +238,18 @@ TQ_FN unsigned tq_dev_word(int e, int book, unsigned field0, unsigned field1) {
 }
 
 // FORMAT.md 4.4 for a value.
-TQ_FN unsigned tq_dev_assign(int bits, float x, int code, int negative, const signed char * book) {
+TQ_FN unsigned tq_dev_assign(int bits, float x, int code, int negative, TQ_BOOK const signed char * book) {
     const int t = TQ_RINT(TQ_MUL(x, TQ_MUL((float) TQ_FINE, tq_dev_inverse_scale(code))));
     return (unsigned) tq_dev_nearest(bits, book, TQ_FINE, negative ? -t : t);
 }
 
-// --- look-ups of the attention kernels ---
+#if defined(TQ_PRMT)
+// --- look-ups of the attention kernels, where a GPU permutes bytes ---
 // Half h (0, 1) of a block is 16 values: eight of each sub-block. A look-up answers four words of four biased levels
 // (level + 128), of which bytes 0 and 2 belong to sub-block 0, bytes 1 and 3 to sub-block 1; tq_dev_place says which
 // value a byte is. Codebooks are in registers: four biased levels to a word, the first codebook first.
 
-#define TQ_BIAS_WORD 0x80808080u
+#    define TQ_BIAS_WORD 0x80808080u
 
 TQ_FN unsigned tq_dev_book_word(const signed char * levels) {
     unsigned word = 0;
@@ -270,3 +290,4 @@ TQ_FN void tq_dev_levels_2(const unsigned books[2], unsigned w, unsigned second,
     out[2] = TQ_PRMT(books[0], books[1], b);
     out[3] = TQ_PRMT(books[0], books[1], b >> 16);
 }
+#endif
