@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes what `pip install '.[test]'` and `pytest` need and pip does not have: the headers of Python, a cross-compiler and
-# an emulator for the NEON kernels (Debian's packages), and a virtual environment in .venv.
+# an emulator for the NEON kernels, a compiler for the emulated Metal kernels (Debian's packages), and a virtual
+# environment in .venv.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -10,6 +11,7 @@ python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Pyth
     missing="$missing python3-dev"
 command -v aarch64-linux-gnu-gcc >/dev/null || missing="$missing gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
 command -v qemu-aarch64 >/dev/null || missing="$missing qemu-user"
+command -v clang++-19 >/dev/null || missing="$missing clang-19" # any from 15 on; Debian's clang is older
 
 if [ -n "$missing" ]; then
     if ! command -v apt-get >/dev/null; then

@@ -1,12 +1,14 @@
 """A skipped test is a failure on CI: there a tool or a tier that should have been tested was not.
 
 The one exception is hardware that cannot be installed; such a skip starts with `HARDWARE`. Tests marked
-`cuda` are not collected where there is no NVIDIA GPU, and the summary says so.
+`cuda` are not collected where there is no NVIDIA GPU, those marked `metal` where there is no Apple GPU, and
+the summary says so.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,19 +19,33 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "python"))
 
 HARDWARE = "this machine has no "
-HAS_GPU = Path("/dev/nvidiactl").exists()
-_left_out: list[pytest.Item] = []
+EMULATION = os.environ.get("TQ_METAL_EMULATION")  # see metal_emulation.py
+HAS_GPU = {
+    "cuda": Path("/dev/nvidiactl").exists(),
+    "metal": bool(EMULATION) or (sys.platform == "darwin" and platform.machine() == "arm64"),
+}
+GPUS = {"cuda": "NVIDIA GPU", "metal": "Apple GPU"}
+_left_out = dict.fromkeys(GPUS, 0)
+
+
+def pytest_configure() -> None:
+    if EMULATION:
+        from metal_emulation import register
+
+        register(EMULATION)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not HAS_GPU:
-        _left_out.extend(item for item in items if item.get_closest_marker("cuda"))
-        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+    for marker in (marker for marker, has_gpu in HAS_GPU.items() if not has_gpu):
+        kept = [item for item in items if not item.get_closest_marker(marker)]
+        _left_out[marker] += len(items) - len(kept)
+        items[:] = kept
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _left_out:
-        terminalreporter.write_line(f"{len(_left_out)} tests not collected: {HARDWARE}NVIDIA GPU")
+    for marker, count in _left_out.items():
+        if count:
+            terminalreporter.write_line(f"{count} tests not collected: {HARDWARE}{GPUS[marker]}")
 
 
 def _fail_on_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -55,7 +71,13 @@ def pytest_make_collect_report():
     return report
 
 
-@pytest.fixture(params=["CPU", pytest.param("CUDA0", marks=pytest.mark.cuda)])
+@pytest.fixture(
+    params=[
+        "CPU",
+        pytest.param("CUDA0", marks=pytest.mark.cuda),
+        pytest.param("MTL0", marks=pytest.mark.metal),
+    ]
+)
 def device(request) -> Iterator[str]:
     """Where the sessions of a test are; `usefixtures` runs it on the CPU, and on a GPU where there is one."""
     from llama_session import on  # not everything needs llama.cpp

@@ -43,13 +43,16 @@ def rotate(x: np.ndarray, n: int, matrix: np.ndarray | None = None) -> np.ndarra
     return (x.reshape(*x.shape[:-1], -1, n) @ matrix).reshape(x.shape) if n else x
 
 
-def solve(problem: Problem, rotation: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, np.ndarray]:
+def solve(
+    problem: Problem, rotation: tuple[int, int] = (0, 0), halves: tuple[bool, bool] = (True, True)
+) -> tuple[np.ndarray, np.ndarray]:
     """The answer [stream, token, head, value], and a bound of the error of a kernel that rotates queries and
     answer in runs of so many values.
 
     Queries are rounded to halves, relative to the power of two above their largest value. Weights are rounded
     to halves as well; tensor cores sum in float32, and drop what lies below the last bit of the largest term.
-    Where exponentials p are off by d, the answer o moves by sum(d (v - o)) / sum(p + d).
+    Where exponentials p are off by d, the answer o moves by sum(d (v - o)) / sum(p + d). `halves`: whether a
+    kernel rounds queries and weights so; Metal's may not.
     """
     case = problem.case
     step = 2.0**-22  # of one float operation, generously
@@ -62,7 +65,7 @@ def solve(problem: Problem, rotation: tuple[int, int] = (0, 0)) -> tuple[np.ndar
         kv = h // (case.heads // case.kv_heads)
         q, keys, values = problem.q[s, :, h].astype(np.float64), k[s, :, kv], v[s, :, kv]
         q = rotate(q, rotation[0])
-        q_error = np.abs(q) * 2.0**-11 + np.abs(q).max(-1, keepdims=True) * 2.0**-24
+        q_error = (np.abs(q) * 2.0**-11 + np.abs(q).max(-1, keepdims=True) * 2.0**-24) * halves[0]
         if rotation[0]:
             q_error += np.abs(problem.q[s, :, h]).max(-1, keepdims=True) * 2.0**-19
         score = q @ keys.T
@@ -92,7 +95,7 @@ def solve(problem: Problem, rotation: tuple[int, int] = (0, 0)) -> tuple[np.ndar
         total = p.sum(-1, keepdims=True) + sink
         total[blind] = 1
         # exp2 of up to 2^7 in magnitude: the argument is rounded, then the result, then it becomes a half
-        off = p * (np.expm1(error + 150 * step) + 2.0**-11) + np.exp(most - top) * 2.0**-36
+        off = p * (np.expm1(error + 150 * step) + 2.0**-11 * halves[1]) + np.exp(most - top) * 2.0**-36
         out = p @ values / total
         moved = off @ np.abs(values) + off.sum(-1, keepdims=True) * np.abs(out)
         moved += p @ v_error[s, :, kv] + (case.rows + 64) * step * (p @ np.abs(values))

@@ -25,8 +25,11 @@ copies = pytest.mark.parametrize(  # the CPU aborts where the type is strided
     ("graph", "strided"),
     [
         (devices.CPU, False),
-        pytest.param(devices.GPU, False, marks=pytest.mark.cuda),
-        pytest.param(devices.GPU, True, marks=pytest.mark.cuda),
+        *(
+            pytest.param(*gpu.values, strided, marks=gpu.marks)
+            for gpu in devices.GPUS
+            for strided in (False, True)
+        ),
     ],
     indirect=["graph"],
 )
