@@ -62,17 +62,18 @@ def _random(rng: np.random.Generator) -> Case:
     k, v = cuda_checks.PAIRS[rng.integers(len(cuda_checks.PAIRS))]
     k_dim, v_dim = (int(rng.choice(cuda_checks.SIZES)) for _ in range(2))
     kv_heads, tokens = int(rng.integers(1, 4)), int(rng.choice([1, 1, 2, 5, 9, 23]))
+    heads, streams = kv_heads * int(rng.integers(1, 10)), int(rng.integers(1, 3))
     mask = str(rng.choice(["none", "causal", "heads", "closed"]))
     return Case(
         k=k,
         v=v,
         tokens=tokens,
-        rows=int(rng.integers(1, 2000 // tokens)),
-        heads=kv_heads * int(rng.integers(1, 10)),
+        rows=int(rng.integers(1, (1 << 14) // (tokens * heads * streams))),
+        heads=heads,
         kv_heads=kv_heads,
         k_dim=k_dim,
         v_dim=v_dim,
-        streams=int(rng.integers(1, 3)),
+        streams=streams,
         mask=mask,
         max_bias=float(rng.choice([0, 0, 4])) * (mask != "none"),
         softcap=float(rng.choice([0, 0, 5])),

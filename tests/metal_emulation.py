@@ -64,7 +64,7 @@ def build(folder: Path) -> Path:
         f"-fsanitize={traps}",
         "-fsanitize-trap=all",
     ]
-    host_options = ["-O1", "-include", "memory", "-w"]  # upstream's warnings are not ours
+    host_options = ["-include", "memory", "-w"]  # upstream's warnings are not ours
     host_options += [f"-I{path}" for path in (ggml, ggml / "../include", ggml / "ggml-metal", folder, HOST)]
     host_options += [f"-I{drivers.CSRC}", f"-I{drivers.CSRC / 'hooks'}"]
     sources = [
@@ -74,7 +74,7 @@ def build(folder: Path) -> Path:
             drivers.CSRC / "hooks/metal.cpp",
             [*host_options, "-Wall", "-Wextra", "-Wno-unused-function", "-Werror"],
         ),
-        (HOST / "device.cpp", host_options),
+        (HOST / "device.cpp", [*host_options, "-O1"]),
         (source(folder), ["-O1"]),
     ]
     command = compiler()
@@ -88,7 +88,7 @@ def build(folder: Path) -> Path:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile, sources))
     library = folder / "libhost_metal.so"
-    links = [f"-L{drivers.libraries()}", f"-Wl,-rpath,{drivers.libraries()}", "-lggml-base", "-Wl,-z,defs"]
+    links = [f"-L{drivers.libraries()}", f"-Wl,-rpath,{drivers.libraries()}", "-lggml", "-lggml-base", "-Wl,-z,defs"]
     subprocess.run([command, "-shared", *objects, *links, "-o", library], check=True)
     return library
 

@@ -307,12 +307,25 @@ bool ggml_metal_cpy_tensor_async(ggml_metal_t, ggml_metal_t, const struct ggml_t
     return false;
 }
 
+// What is not about the types is left to the CPU, in place: upstream's kernels are not here.
 enum ggml_status ggml_metal_graph_compute(ggml_metal_t ctx, struct ggml_cgraph * gf) {
-    ggml_metal_op_t op = ggml_metal_op_init(ctx->dev, nullptr, gf, ctx->dev->finfo, 0, gf->n_nodes, true, false, 0);
-    for (int i = 0; i < ggml_metal_op_n_nodes(op);) {
-        i += ggml_metal_op_encode(op, i);
+    static const ggml_backend_t cpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+    for (int begin = 0, end = 0; begin < gf->n_nodes; begin = end) {
+        const bool is_ours = ggml_tq_in(gf->nodes[begin]);
+        while (end < gf->n_nodes && ggml_tq_in(gf->nodes[end]) == is_ours) {
+            end++;
+        }
+        if (!is_ours) {
+            ggml_cgraph part = ggml_graph_view(gf, begin, end);
+            ggml_backend_graph_compute(cpu, &part);
+            continue;
+        }
+        ggml_metal_op_t op = ggml_metal_op_init(ctx->dev, nullptr, gf, ctx->dev->finfo, begin, end, true, false, 0);
+        for (int i = 0; i < ggml_metal_op_n_nodes(op);) {
+            i += ggml_metal_op_encode(op, i);
+        }
+        ggml_metal_op_free(op);
     }
-    ggml_metal_op_free(op);
     return GGML_STATUS_SUCCESS;
 }
 
