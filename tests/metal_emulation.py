@@ -88,7 +88,13 @@ def build(folder: Path) -> Path:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile, sources))
     library = folder / "libhost_metal.so"
-    links = [f"-L{drivers.libraries()}", f"-Wl,-rpath,{drivers.libraries()}", "-lggml", "-lggml-base", "-Wl,-z,defs"]
+    links = [
+        f"-L{drivers.libraries()}",
+        f"-Wl,-rpath,{drivers.libraries()}",
+        "-lggml",
+        "-lggml-base",
+        "-Wl,-z,defs",
+    ]
     subprocess.run([command, "-shared", *objects, *links, "-o", library], check=True)
     return library
 

@@ -91,7 +91,7 @@ def test_other_types_are_left_alone(directory, type):
         np.testing.assert_array_equal(logits(path, type, type, text), expected)
 
 
-@pytest.mark.parametrize("device", ["CPU"], indirect=True)  # others refuse it: test_cuda_cache.py
+@pytest.mark.parametrize("device", ["CPU"], indirect=True)  # others refuse it: test_gpu_cache.py
 @pytest.mark.parametrize("model", ALL)
 def test_without_flash_attention(directory, model):
     path = model_file(directory, *ALL[model])

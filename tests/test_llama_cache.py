@@ -43,7 +43,9 @@ def logits(path, type_k, type_v, text, **options):
 def test_every_pair_decodes_close_to_f16(directory, device, type_k, type_v):
     path = model_file(directory, llama_models.plain, 128)
     if device != devices.CPU and "q4_0" in (type_k, type_v):
-        with pytest.raises(ValueError, match=f"{device} has no flash attention for a K cache of type {type_k} "):
+        with pytest.raises(
+            ValueError, match=f"{device} has no flash attention for a K cache of type {type_k} "
+        ):
             Session(path, type_k, type_v)
         return
     text = tokens(200)
@@ -77,7 +79,7 @@ def test_every_head_size_is_rotated(directory):
     assert unrotated > 1.5 * errors[96]  # what it would look like: upstream does not rotate q4_0 here
 
 
-@pytest.mark.parametrize("device", ["CPU"], indirect=True)  # others refuse it: test_cuda_cache.py
+@pytest.mark.parametrize("device", ["CPU"], indirect=True)  # others refuse it: test_gpu_cache.py
 @pytest.mark.parametrize("name", TYPES)
 def test_k_without_flash_attention(directory, name):
     path = model_file(directory, llama_models.plain, 128)

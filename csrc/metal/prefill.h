@@ -1,6 +1,7 @@
 // Attention for many query columns: a threadgroup unpacks tiles of 32 cache rows to halves in threadgroup memory, keys
 // first, then values into the same place, and every SIMD group multiplies its own eight columns with them, in matrices
-// of 8 x 8. Tiles that no column of the threadgroup sees are left out.
+// of 8 x 8. Rows that no column of the threadgroup sees are zeros: what lies there may be no number. Tiles of such rows
+// are left out.
 #pragma once
 
 #include "attention.h"
@@ -30,13 +31,14 @@ static inline void tq_prepare_queries(TQ_METAL_ATTENTION, thread const tq_column
     }
 }
 
-// 32 rows of packed blocks to rows of halves, by the whole threadgroup: neighbours take neighbouring rows.
-static inline void tq_unpack_rows(int type, device const uchar * from, int64_t row_bytes, int first, int rows,
+// 32 rows of packed blocks to rows of halves, by the whole threadgroup: neighbours take neighbouring rows. `seen`: those
+// that are not zeros.
+static inline void tq_unpack_rows(int type, device const uchar * from, int64_t row_bytes, int first, uint seen,
                                   int blocks, threadgroup const float * books, threadgroup half * to, int stride,
                                   uint index, uint threads) {
     for (int i = (int) index; i < TQ_METAL_TILE * blocks; i += (int) threads) {
         const int row = i % TQ_METAL_TILE, block = i / TQ_METAL_TILE;
-        tq_unpack(type, from + (first + row) * row_bytes + block * tq_bytes_of(type), books, first + row < rows,
+        tq_unpack(type, from + (first + row) * row_bytes + block * tq_bytes_of(type), books, (seen >> row & 1) != 0,
                   to + row * stride + block * TQ_BLOCK);
     }
 }
@@ -50,7 +52,7 @@ kernel void kernel_tq_prefill_attention(TQ_METAL_ATTENTION, threadgroup char * s
     const int k_stride = TQ_METAL_PREFILL_STRIDE(a.k_dim), stride = TQ_METAL_PREFILL_STRIDE(max(a.k_dim, a.v_dim));
     threadgroup float * k_books = (threadgroup float *) shared;
     threadgroup float * v_books = k_books + 32;
-    threadgroup uint * flags = (threadgroup uint *) (shared + TQ_METAL_BOOKS); // [tile % 2][SIMD group]: sees any of it
+    threadgroup uint * flags = (threadgroup uint *) (shared + TQ_METAL_BOOKS); // [tile % 2][SIMD group]: rows that it sees
     threadgroup char * next = shared + TQ_METAL_BOOKS + TQ_METAL_PREFILL_FLAGS;
     threadgroup float * scores = (threadgroup float *) (next + simd * TQ_METAL_PREFILL_OWN); // [column][row]
     threadgroup float * diagonal = scores + TQ_METAL_PREFILL_COLUMNS * TQ_METAL_TILE;
@@ -100,10 +102,11 @@ kernel void kernel_tq_prefill_attention(TQ_METAL_ATTENTION, threadgroup char * s
             opened |= (bits != TQ_CLOSED ? 1u : 0u) << c;
             bias[c] = bits != TQ_CLOSED ? slope[c] * (float) as_type<half>((ushort) bits) : 0.0f;
         }
-        const bool sees_any = simd_any(opened != 0);
+        const uint mine = simd_or(opened ? 1u << lane : 0u);
+        const bool sees_any = mine != 0;
         threadgroup uint * of_tile = flags + (tile & 1) * 4;
         if (lane == 0) {
-            of_tile[simd] = sees_any ? 1 : 0;
+            of_tile[simd] = mine;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup); // the values of the tile before have been used, too
         uint seen = 0;
@@ -113,7 +116,7 @@ kernel void kernel_tq_prefill_attention(TQ_METAL_ATTENTION, threadgroup char * s
         if (seen == 0) {
             continue;
         }
-        tq_unpack_rows(tq_k, keys, a.k_row, first_row, a.kv_rows, key_blocks, k_books, rows, stride, index, threads);
+        tq_unpack_rows(tq_k, keys, a.k_row, first_row, seen, key_blocks, k_books, rows, stride, index, threads);
         threadgroup_barrier(mem_flags::mem_threadgroup);
 
         if (sees_any) {
@@ -186,7 +189,7 @@ kernel void kernel_tq_prefill_attention(TQ_METAL_ATTENTION, threadgroup char * s
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup); // the keys have been used
-        tq_unpack_rows(tq_v, cells, a.v_row, first_row, a.kv_rows, value_blocks, v_books, rows, stride, index, threads);
+        tq_unpack_rows(tq_v, cells, a.v_row, first_row, seen, value_blocks, v_books, rows, stride, index, threads);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (sees_any) {
 #pragma unroll

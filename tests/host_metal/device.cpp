@@ -186,6 +186,7 @@ ggml_metal_device_t ggml_metal_device_init(int, int) {
     dev->props.max_buffer_size = dev->props.max_working_set_size = (size_t) 1 << 32;
     dev->props.max_theadgroup_memory_size = host_metal::most_shared;
     dev->props.has_simdgroup_reduction = dev->props.has_simdgroup_mm = !getenv("HOST_METAL_NO_MATRICES");
+    dev->props.has_bfloat = true;
     dev->props.has_unified_memory = dev->props.use_shared_buffers = true;
     dev->finfo = ggml_metal_fusion_info_init(false, 0);
     return dev;

@@ -24,7 +24,6 @@ from test_centring import ALL
 from test_llama_cache import TYPES, error_bound
 from test_llama_refusals import refusal
 
-pytestmark = pytest.mark.cuda
 PAIRS = [*((name, name) for name in TYPES), ("tq4_0", "tq2_1"), ("q8_0", "tq3_0"), ("tq4_0", "f16")]
 pairs = pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 Q4_0, Q8_0, BF16 = 2, 8, 30
@@ -40,21 +39,27 @@ def session(device: str, *arguments: object, **options: object) -> Session:
         return Session(*arguments, **options)
 
 
+@pytest.fixture(params=devices.GPUS)
+def gpu(request) -> str:
+    return request.param
+
+
 @pairs
-def test_predictions_are_the_cpus(directory, pair):
+def test_predictions_are_the_cpus(directory, pair, gpu):
     """Up to rounding, after which what is near a tie is encoded differently."""
     path = model_file(directory, llama_models.plain, 128)
-    with session(devices.GPU, path, *pair) as gpu, session(devices.CPU, path, *pair) as cpu:
+    with session(gpu, path, *pair) as there, session(devices.CPU, path, *pair) as cpu:
         for start in (0, 50, 51):
             part = tokens(50 if start != 50 else 1, start)
-            assert distance(gpu.decode(part, start), cpu.decode(part, start)) < error_bound(*pair) / 2
+            assert distance(there.decode(part, start), cpu.decode(part, start)) < error_bound(*pair) / 2
 
 
-@pytest.mark.parametrize(("saved", "restored"), [(devices.GPU, devices.CPU), (devices.CPU, devices.GPU)])
+@pytest.mark.parametrize("from_gpu", [True, False])
 @pytest.mark.parametrize("model", ALL)
 @pairs
-def test_a_state_goes_to_the_other_device(directory, pair, model, saved, restored):
+def test_a_state_goes_to_the_other_device(directory, pair, model, from_gpu, gpu):
     """The same bytes there, and predictions as on the device that it comes from."""
+    saved, restored = (gpu, devices.CPU) if from_gpu else (devices.CPU, gpu)
     path = model_file(directory, *ALL[model])
     prompt, end = tokens(130), tokens(10, seed=1)
     with session(saved, path, *pair, swa_full=True) as there:
@@ -68,23 +73,24 @@ def test_a_state_goes_to_the_other_device(directory, pair, model, saved, restore
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_one_token_at_a_time(directory, name):
+def test_one_token_at_a_time(directory, name, gpu):
     """As llama.cpp decodes when it writes, with CUDA graphs; across the end of a chunk and of 256 cells."""
     path = model_file(directory, *ALL["neox"])
     text = tokens(300)
-    with session(devices.GPU, path, name, name) as whole, session(devices.GPU, path, name, name) as one:
+    with session(gpu, path, name, name) as whole, session(gpu, path, name, name) as one:
         expected = whole.decode(text[:256]), whole.decode(text[256:], 256)
         one.decode(text[:200])
         result = np.concatenate([one.decode(text[i : i + 1], i) for i in range(200, 300)])
     assert distance(result, np.concatenate(expected)[200:]) < error_bound(name, name) / 2
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", TYPES)
 def test_cuda_graphs_change_no_bit(directory, name):
     path = model_file(directory, *ALL["neox"])
     code = (
         "import sys\nfrom pathlib import Path\nfrom llama_session import Session, on, tokens\n"
-        "from test_cuda_cache import fingerprint\n"
+        "from test_gpu_cache import fingerprint\n"
         "with on('CUDA0'), Session(Path(sys.argv[1]), sys.argv[2], sys.argv[2]) as session:\n"
         "    print(fingerprint(session))"
     )
@@ -106,35 +112,35 @@ def fingerprint(session: Session) -> str:
     return digest.hexdigest()
 
 
-def test_head_sizes_that_the_gpu_has_no_kernels_for(directory):
+def test_head_sizes_that_the_gpu_has_no_kernels_for(directory, gpu):
     path = model_file(directory, llama_models.plain, 160)
-    with on(devices.GPU):
-        assert "CUDA0 has no flash attention for a K cache of type tq4_0" in refusal(path, "tq4_0", "tq4_0")
+    with on(gpu):
+        assert f"{gpu} has no flash attention for a K cache of type tq4_0" in refusal(path, "tq4_0", "tq4_0")
         with Session(path, "tq4_0", "tq4_0", offload_cache=False) as there:  # the advice
             there.decode(tokens(5))
 
 
-def test_pairs_that_the_gpu_has_no_kernels_for(directory):
+def test_pairs_that_the_gpu_has_no_kernels_for(directory, gpu):
     path = model_file(directory, llama_models.plain, 128)
-    with on(devices.GPU):
+    with on(gpu):
         for pair in (("q4_0", "tq4_0"), ("tq4_0", "bf16")):
             assert f"K cache of type {pair[0]} with a V cache of type {pair[1]}" in refusal(path, *pair)
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_k_without_flash_attention(directory, name):
+def test_k_without_flash_attention(directory, name, gpu):
     path = model_file(directory, llama_models.plain, 128)
     off = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    with on(devices.GPU):
-        assert "CUDA0 needs flash attention for a K cache" in refusal(path, name, "f16", flash_attention=off)
+    with on(gpu):
+        assert f"{gpu} needs flash attention for a K cache" in refusal(path, name, "f16", flash_attention=off)
 
 
 # --- what the backend says of single operations ---
 
 
 @pytest.fixture
-def graph():
-    with Graph(devices.GPU) as graph:
+def graph(gpu):
+    with Graph(gpu) as graph:
         yield graph
 
 
