@@ -86,7 +86,11 @@ static std::vector<dispatch> plan_rows(const ggml_tensor * src, const ggml_tenso
         a.ids_nb[i] = (int64_t) ids->nb[i];
     }
     a.blocks = (uint32_t) (ggml_nelements(decodes ? dst : src) / TQ_BLOCK);
-    const int per_group = TQ_METAL_ROWS_SIMDS * (encodes ? TQ_METAL_ENCODE_BLOCKS : 1);
+    const uint32_t per_group = TQ_METAL_ROWS_SIMDS * (encodes ? TQ_METAL_ENCODE_BLOCKS : 1);
+    a.groups = (a.blocks + per_group - 1) / per_group;
+    if (encodes) {
+        a.groups = std::min<uint32_t>(a.groups, TQ_METAL_ENCODE_GROUPS);
+    }
     dispatch d = {};
     d.kernel = encodes ? "kernel_tq_encode" : decodes ? "kernel_tq_decode" : "kernel_tq_copy";
     d.constants = {{TQ_METAL_TYPE, tq_type_from_id(encodes ? dst->type : src->type)},
@@ -98,7 +102,7 @@ static std::vector<dispatch> plan_rows(const ggml_tensor * src, const ggml_tenso
     d.arguments_size = sizeof(a);
     d.buffers = {{src, 0}, {ids ? ids : src, 0}, {dst, 0}};
     d.shared = encodes ? TQ_METAL_ENCODE_SHARED : 0;
-    d.groups[0] = (int) ((a.blocks + (uint32_t) per_group - 1) / (uint32_t) per_group);
+    d.groups[0] = (int) a.groups;
     d.groups[1] = d.groups[2] = 1;
     d.simds = TQ_METAL_ROWS_SIMDS;
     return {d};

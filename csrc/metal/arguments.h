@@ -34,7 +34,7 @@ struct tq_metal_rows {
     struct tq_metal_tensor src, dst;
     int64_t ids_ne[3], ids_nb[3];
     uint32_t blocks;
-    uint32_t padding;
+    uint32_t groups; // of threads
 };
 
 // Strides in bytes. Buffers: this, Q, K, V, mask, sinks, then of centred keys plain queries, means, turns and chunks
@@ -69,7 +69,8 @@ static_assert(sizeof(tq_metal_tensor) == 64 && sizeof(tq_metal_rows) == 184 && s
 #define TQ_METAL_TILE 32 // cache rows that a SIMD group or a threadgroup unpacks at a time
 
 #define TQ_METAL_ROWS_SIMDS 4
-#define TQ_METAL_ENCODE_BLOCKS 2 // of a SIMD group
+#define TQ_METAL_ENCODE_BLOCKS 2   // of a SIMD group at a time
+#define TQ_METAL_ENCODE_GROUPS 256 // at most: each makes its table of distances first
 #define TQ_METAL_ENCODE_TABLE (512 * 8)
 #define TQ_METAL_ENCODE_SHARED \
     (TQ_METAL_ENCODE_TABLE + TQ_METAL_ROWS_SIMDS * TQ_METAL_ENCODE_BLOCKS * TQ_BLOCK * (4 + 1))

@@ -31,8 +31,8 @@ static inline void tq_prepare_queries(TQ_METAL_ATTENTION, thread const tq_column
     }
 }
 
-// 32 rows of packed blocks to rows of halves, by the whole threadgroup: neighbours take neighbouring rows. `seen`: those
-// that are not zeros.
+// 32 rows of packed blocks to rows of halves, by the whole threadgroup: neighbours take neighbouring rows. `seen`:
+// those that are not zeros.
 static inline void tq_unpack_rows(int type, device const uchar * from, int64_t row_bytes, int first, uint seen,
                                   int blocks, threadgroup const float * books, threadgroup half * to, int stride,
                                   uint index, uint threads) {
@@ -52,7 +52,8 @@ kernel void kernel_tq_prefill_attention(TQ_METAL_ATTENTION, threadgroup char * s
     const int k_stride = TQ_METAL_PREFILL_STRIDE(a.k_dim), stride = TQ_METAL_PREFILL_STRIDE(max(a.k_dim, a.v_dim));
     threadgroup float * k_books = (threadgroup float *) shared;
     threadgroup float * v_books = k_books + 32;
-    threadgroup uint * flags = (threadgroup uint *) (shared + TQ_METAL_BOOKS); // [tile % 2][SIMD group]: rows that it sees
+    threadgroup uint * flags =
+        (threadgroup uint *) (shared + TQ_METAL_BOOKS); // [tile % 2][SIMD group]: rows that it sees
     threadgroup char * next = shared + TQ_METAL_BOOKS + TQ_METAL_PREFILL_FLAGS;
     threadgroup float * scores = (threadgroup float *) (next + simd * TQ_METAL_PREFILL_OWN); // [column][row]
     threadgroup float * diagonal = scores + TQ_METAL_PREFILL_COLUMNS * TQ_METAL_TILE;

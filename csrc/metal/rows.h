@@ -191,40 +191,44 @@ kernel void kernel_tq_encode(constant const tq_metal_rows & a, device const ucha
             distances[i].book[b] = tq_dev_distance(spec.bits, books + (b << spec.bits), (int) i - TQ_DISTANCES / 2);
         }
     }
-    const uint first = (group.x * TQ_METAL_ROWS_SIMDS + simd) * count;
-    for (uint i = 0; i < count; i++) {
-        float value = 0.0f;
-        if (first + i < a.blocks) {
-            device const uchar * p =
-                src + tq_offset_of(a.src, tq_place_of(a.src, first + i), TQ_BLOCK * a.src.nb[0]) + lane * a.src.nb[0];
-            value = tq_half ? (float) *(device const half *) p : *(device const float *) p;
-        }
-        x[i * TQ_BLOCK + lane] = tq_dev_clean(value);
-    }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    const tq_chosen c = tq_search(x + TQ_SUB_BLOCK * (lane >> 3), distances, lane);
-    const uint mine = (uint) c.code | (uint) c.negative << 9 | (uint) c.book << 10;
-    uint word[TQ_METAL_ENCODE_BLOCKS];
-    for (uint i = 0; i < count; i++) {
-        const uint choice = simd_shuffle(mine, (ushort) (16 * i + (lane >> 4) * 8));
-        word[i] = simd_shuffle(c.word, (ushort) (16 * i));
-        indices[i * TQ_BLOCK + lane] =
-            (uchar) tq_dev_assign(spec.bits, x[i * TQ_BLOCK + lane], (int) (choice & 511), (int) (choice >> 9 & 1),
-                                  books + (choice >> 10 << spec.bits));
-    }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = 0; i < count; i++) {
-        if (first + i < a.blocks && (int) lane < bytes) {
-            device uchar * out = dst;
-            if (tq_ids == 0) {
-                out += tq_offset_of(a.dst, tq_place_of(a.dst, first + i), bytes);
-            } else { // row r of (r, i2, i3) goes to row ids[r, i2 % ne1, i3 % ne2] of (i2, i3)
-                const tq_place p = tq_place_of(a.src, first + i);
-                const int64_t row = tq_load_id(a, ids, p.i1, p.i2 % (uint) a.ids_ne[1], p.i3 % (uint) a.ids_ne[2]);
-                out += p.i0 * (int64_t) bytes + row * a.dst.nb[1] + p.i2 * a.dst.nb[2] + p.i3 * a.dst.nb[3];
+    for (uint first = (group.x * TQ_METAL_ROWS_SIMDS + simd) * count; first < a.blocks;
+         first += a.groups * TQ_METAL_ROWS_SIMDS * count) {
+        for (uint i = 0; i < count; i++) {
+            float value = 0.0f;
+            if (first + i < a.blocks) {
+                device const uchar * p = src +
+                                         tq_offset_of(a.src, tq_place_of(a.src, first + i), TQ_BLOCK * a.src.nb[0]) +
+                                         lane * a.src.nb[0];
+                value = tq_half ? (float) *(device const half *) p : *(device const float *) p;
             }
-            out[lane] = (uchar) (word[i] ? tq_pack(spec.bits, word[i], indices + i * TQ_BLOCK, lane) : 0);
+            x[i * TQ_BLOCK + lane] = tq_dev_clean(value);
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        const tq_chosen c = tq_search(x + TQ_SUB_BLOCK * (lane >> 3), distances, lane);
+        const uint mine = (uint) c.code | (uint) c.negative << 9 | (uint) c.book << 10;
+        uint word[TQ_METAL_ENCODE_BLOCKS];
+        for (uint i = 0; i < count; i++) {
+            const uint choice = simd_shuffle(mine, (ushort) (16 * i + (lane >> 4) * 8));
+            word[i] = simd_shuffle(c.word, (ushort) (16 * i));
+            indices[i * TQ_BLOCK + lane] =
+                (uchar) tq_dev_assign(spec.bits, x[i * TQ_BLOCK + lane], (int) (choice & 511), (int) (choice >> 9 & 1),
+                                      books + (choice >> 10 << spec.bits));
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        for (uint i = 0; i < count; i++) {
+            if (first + i < a.blocks && (int) lane < bytes) {
+                device uchar * out = dst;
+                if (tq_ids == 0) {
+                    out += tq_offset_of(a.dst, tq_place_of(a.dst, first + i), bytes);
+                } else { // row r of (r, i2, i3) goes to row ids[r, i2 % ne1, i3 % ne2] of (i2, i3)
+                    const tq_place p = tq_place_of(a.src, first + i);
+                    const int64_t row = tq_load_id(a, ids, p.i1, p.i2 % (uint) a.ids_ne[1], p.i3 % (uint) a.ids_ne[2]);
+                    out += p.i0 * (int64_t) bytes + row * a.dst.nb[1] + p.i2 * a.dst.nb[2] + p.i3 * a.dst.nb[3];
+                }
+                out[lane] = (uchar) (word[i] ? tq_pack(spec.bits, word[i], indices + i * TQ_BLOCK, lane) : 0);
+            }
         }
     }
 }
