@@ -109,9 +109,46 @@ def test_past_is_the_mask_that_it_stands_for(tokens, rows):
 
 
 def test_a_cache_is_split_to_fill_the_device():
-    assert attention.plan(8, 32768, 132, 32) == 512  # 64 parts: 512 programs
-    assert attention.plan(8, 100, 132, 32) == 128  # one part
-    assert attention.plan(4096, 32768, 132, 32) == 32768  # enough programs already
+    assert attention.plan(8, 32768, 3 * 132, 64) == 704  # 47 parts: 376 programs
+    assert attention.plan(8, 100, 3 * 132, 64) == 128  # one part
+    assert attention.plan(4096, 32768, 4 * 132, 64) == 32768  # enough programs already
+
+
+@pytest.mark.parametrize("head", [64, 128, 256])
+def test_unpacked_numbers_stay_in_registers(head):
+    """Only weights pass through shared memory while a cache is read, if anything does: Triton lets lanes have
+    what attention.LAST and PAIRS say, in the version that is installed.
+    """
+    source = f"""
+import re, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from llama_tq.torch.gpu import attention
+from llama_tq.torch.gpu.decode import decode_kernel as kernel
+from llama_tq.torch.gpu.words import books
+side = dict(BITS=4, BYTES=18, BOOKS=books("tq4_0"), BLOCKS={head} // 32, WIDTH={head} // 32)
+constants = {{f"{{which}}_{{name}}": value for which in "KV" for name, value in side.items()}}
+constants |= dict(K_SIZE={head}, MASK=0, CAUSAL=False, CAPPED=False, COLUMNS=attention.COLUMNS)
+constants |= dict(TILE=attention.TILE, WARPS=attention.WARPS, ASM=True)
+constants |= dict(LAST=attention.LAST, PAIRS=attention.PAIRS)
+pointers = dict(q="*fp16", k="*i16", v="*i16", mask="*fp16", out="*fp32", lse="*fp32")
+pointers |= dict(scale="fp32", softcap="fp32")
+names = kernel.arg_names
+signature = {{n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}}
+made = triton.compile(
+    ASTSource(kernel, signature, constexprs={{(names.index(n),): v for n, v in constants.items()}}),
+    target=GPUTarget("cuda", 90, 32),
+    options=dict(num_warps=attention.WARPS, num_stages=1),
+)
+loop = made.asm["ttgir"].split("scf.for")[1].split("scf.yield")[0]
+print(loop.count("ttg.local_alloc"), loop.count("tt.dot "), *set(re.findall(r"kWidth = (\\d)", loop)))
+"""
+    result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=_compiling())
+    assert result.returncode == 0, result.stderr
+    through_memory, products, *together = map(int, result.stdout.split())
+    assert products == 2
+    assert through_memory <= 1
+    assert together == [2 * attention.PAIRS]
 
 
 @pytest.mark.parametrize("type", TYPES)

@@ -175,7 +175,7 @@ def write(block, word, index, mask, N: tl.constexpr, BITS: tl.constexpr):
 #   tq4_0           8 words of 4    value 2 j + (s / 2) + 16 (s % 2)
 #   tq3_0, tq2_1    4 words of 8    value 2 j + (s / 4) + 8 (s % 4)
 #
-# to_slots and from_slots change between them.
+# from_slots puts them in order.
 
 
 @triton.jit
@@ -209,18 +209,8 @@ def spread(first, second, BITS: tl.constexpr):
 
 
 @triton.jit
-def to_slots(x, N: tl.constexpr, BLOCKS: tl.constexpr, BITS: tl.constexpr):
-    """[N, values] in the order that load_levels has."""
-    if BITS == 4:
-        x = tl.permute(tl.reshape(x, [N, BLOCKS, 2, 8, 2]), [0, 1, 3, 4, 2])
-    else:
-        x = tl.permute(tl.reshape(x, [N, BLOCKS, 4, 4, 2]), [0, 1, 3, 4, 2])
-    return tl.reshape(x, [N, BLOCKS * _BLOCK])
-
-
-@triton.jit
 def from_slots(x, N: tl.constexpr, BLOCKS: tl.constexpr, BITS: tl.constexpr):
-    """The inverse of to_slots."""
+    """[N, slots], as load_levels has them, in the order of the values."""
     if BITS == 4:
         x = tl.permute(tl.reshape(x, [N, BLOCKS, 8, 2, 2]), [0, 1, 4, 2, 3])
     else:
