@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -139,6 +140,11 @@ def _show(result: object, as_json: bool, view: str) -> None:
         _out.print(getattr(render, view)(result))
 
 
+def _at_once(line: Callable[[Any], str]) -> Callable[[Any], None]:
+    """Prints a first result on standard error, above the bar."""
+    return lambda result: _err.print(line(result), highlight=False)
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on standard error, with the time left, and the callback that moves it."""
@@ -201,9 +207,15 @@ def demo(n_gpu_layers: int, as_json: bool) -> None:
     and the speed of generation with llama.cpp's own types.
     """
     from .commands.demo import demo as run
+    from .views import render
 
     with _progress() as progress:
-        result = run(n_gpu_layers=n_gpu_layers, progress=progress)
+        result = run(
+            n_gpu_layers=n_gpu_layers,
+            progress=progress,
+            on_first=_at_once(render.first),
+            on_generation=_at_once(render.generation),
+        )
     _show(result, as_json, "demo")
 
 
@@ -217,9 +229,10 @@ def benchmark(turboquant: bool, as_json: bool) -> None:
     least error that so many bits allow (the rate-distortion limit).
     """
     from .commands.benchmark import benchmark as run
+    from .views import render
 
     with _progress() as progress:
-        rows = run(turboquant=turboquant, progress=progress)
+        rows = run(turboquant=turboquant, progress=progress, on_type=_at_once(render.measured))
     _show(rows, as_json, "benchmark")
 
 
@@ -333,7 +346,7 @@ def evaluate(
                 keep=directory,
                 resume=resume,
                 progress=progress,
-                on_first=lambda row: _err.print(render.first(row), highlight=False),
+                on_first=_at_once(render.first),
             )
     except KeyboardInterrupt:
         _complain(f"Interrupted. What is finished is in {directory}: go on with --resume.")
@@ -396,16 +409,25 @@ def compare(
     """Answer PROMPT with f16 and with each pair, side by side.
 
     Through the model's chat template, if it has one, as `run` does. Always the most probable token. The first
-    one that differs from f16's is marked.
+    one that differs from f16's is marked. While they are written, the answers appear on standard error.
 
     \b
     llama-tq compare demo "def test_empty(self):" --pairs tq4_0,tq3_0
     """
     from .commands.compare import compare as run
 
-    with _progress() as progress:
-        how = {"system": system, "raw": raw, "n_tokens": tokens, "n_gpu_layers": n_gpu_layers}
-        result = run(model, prompt, pairs, **how, progress=progress)
+    result = run(
+        model,
+        prompt,
+        pairs,
+        system=system,
+        raw=raw,
+        n_tokens=tokens,
+        n_gpu_layers=n_gpu_layers,
+        on_pair=lambda pair: click.echo(f"\n{pair}:", err=True),
+        on_text=lambda piece: click.echo(piece, nl=False, err=True),
+    )
+    click.echo(err=True)
     _show(result, as_json, "comparison")
 
 
@@ -574,7 +596,7 @@ def bench(model: str, n_gpu_layers: int, depths, pairs, plot: Path | None, as_js
             depths,
             n_gpu_layers=n_gpu_layers,
             progress=progress,
-            on_speed=lambda speed: _err.print(render.speed(speed), highlight=False),
+            on_speed=_at_once(render.speed),
         )
     _show(result, as_json, "bench")
     if plot:
