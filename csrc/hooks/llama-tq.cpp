@@ -1,8 +1,9 @@
-// Refusals: what would fail, abort or lose its accuracy later is said when a context is made.
+// Refusals: what would fail, abort or lose its accuracy later is said when a context is made; and lost devices.
 #include "llama-tq.h"
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -150,4 +151,21 @@ bool llama_tq_refuses(const llama_model & model, const llama_context_params & pa
         LLAMA_LOG_ERROR("%s\n", reason.c_str());
     }
     return !reason.empty();
+}
+
+ggml_status llama_tq_answered(const llama_model & model, ggml_status status) {
+    for (const llama_device & device : model.devices) {
+        const char * name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device.dev));
+        if (status != GGML_STATUS_SUCCESS || std::strncmp(name, "RPC", 3) != 0) {
+            continue;
+        }
+        size_t free = 0, total = 0;
+        ggml_backend_dev_memory(device.dev, &free, &total); // waits for everything that was asked before
+        if (total == 0) {
+            LLAMA_LOG_ERROR("the RPC server at %s does not answer any more\n",
+                            ggml_backend_dev_description(device.dev));
+            status = GGML_STATUS_FAILED;
+        }
+    }
+    return status;
 }
