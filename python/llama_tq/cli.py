@@ -122,6 +122,24 @@ _gpu_layers = click.option(
     show_default=True,
     help="Layers on the GPU, with their cache; -1 for all.",
 )
+
+
+def _add_servers(context: click.Context, _: click.Parameter, servers: str | None) -> None:
+    from .runtime.rpc import add_rpc_servers
+
+    if servers is not None:
+        add_rpc_servers(servers)
+        context.default_map = {"n_gpu_layers": -1}  # what else would one name them for
+
+
+_rpc = click.option(
+    "--rpc",
+    metavar="HOST:PORT,...",
+    callback=_add_servers,
+    expose_value=False,
+    is_eager=True,
+    help="Machines where ggml-rpc-server runs: as many GPUs more, for all layers unless -ngl says how many.",
+)
 _pairs = click.option(
     "--pairs", type=_Pairs(), help="Cache types to try, K/V or one name for both, separated by commas."
 )
@@ -178,13 +196,14 @@ def main() -> None:
 def _on_model(name: str | None = None) -> Callable[[Callable], click.Command]:
     """A command whose first argument is a model, and which can have it on a GPU."""
     return lambda function: main.command(name, epilog=_MODEL)(
-        click.argument("model", type=_Model())(_gpu_layers(function))
+        click.argument("model", type=_Model())(_gpu_layers(_rpc(function)))
     )
 
 
 @main.command(epilog=_MODEL)
 @click.argument("model", type=_Model(), required=False)
 @_gpu_layers
+@_rpc
 @_json
 def info(model: str | None, n_gpu_layers: int, as_json: bool) -> None:
     """What is installed: versions, cache types, instruction sets, backends.
@@ -199,6 +218,7 @@ def info(model: str | None, n_gpu_layers: int, as_json: bool) -> None:
 
 @main.command()
 @_gpu_layers
+@_rpc
 @_json
 def demo(n_gpu_layers: int, as_json: bool) -> None:
     """Try the cache types on the model inside the package.
