@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pybind11
 
+from tq_build import upstream
+
 TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
 OPTIONS = ["-std=c11", "-D_DEFAULT_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
@@ -50,12 +52,28 @@ def build_sanitized(directory: Path) -> Path:
     return build_library(directory, {"CMAKE_BUILD_TYPE": "None", "CMAKE_C_FLAGS": " ".join(SANITIZERS)})
 
 
-def link_sanitized(source: str, library: Path, *more: str) -> list[str]:
+def link_sanitized(library: Path, *sources: str) -> list[str]:
     """The program, which ends at the first access or operation that C does not define."""
-    program = library.parent / Path(source).stem
-    command = ["cc", *OPTIONS, *SANITIZERS, *more, TESTS / source, library, "-lm", "-o", program]
-    subprocess.run(command, check=True)
+    program = library.parent / Path(sources[0]).stem
+    paths = [TESTS / source for source in sources]
+    subprocess.run(["cc", *OPTIONS, *SANITIZERS, *paths, library, "-lm", "-o", program], check=True)
     return [str(program)]
+
+
+def headers() -> list[Path]:
+    """Folders of those of llama.cpp, of this checkout's upstream, and of csrc."""
+    llama_cpp = upstream.prepare(upstream.read_pin()) / "vendor" / "llama.cpp"
+    return [llama_cpp / "include", llama_cpp / "ggml" / "include", CSRC, CSRC / "hooks"]
+
+
+def build_damager(target: str, directory: Path) -> str:
+    """The fuzz target for damaged files, over the installed llama.cpp and without sanitizers."""
+    program = directory / target
+    options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *(f"-I{folder}" for folder in headers())]
+    sources = [TESTS / "fuzz" / name for name in (f"{target}.cpp", "replay.c")]
+    link = [f"-L{libraries()}", f"-Wl,-rpath,{libraries()}", "-lllama", "-lggml", "-lggml-base"]
+    subprocess.run(["c++", *options, *sources, *link, "-o", program], check=True)
+    return str(program)
 
 
 def link_bindings(library: Path, package: Path) -> None:

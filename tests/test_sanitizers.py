@@ -30,12 +30,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def machine(library: Path) -> Machine:
-    return Machine(drivers.link_sanitized("kernel_driver.c", library))
+    return Machine(drivers.link_sanitized(library, "kernel_driver.c"))
 
 
 @pytest.fixture(scope="module")
 def attention(library: Path) -> list[str]:
-    return drivers.link_sanitized("attention_driver.c", library)
+    return drivers.link_sanitized(library, "attention_driver.c")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,16 @@ def test_attention(attention: list[str], plain_attention: list[str], case: Case)
     for isa in TIERS:
         ours, installed = (attention_checks.run(p, problem, isa, 2) for p in (attention, plain_attention))
         assert ours.tobytes() == installed.tobytes(), isa
+
+
+@pytest.mark.parametrize(("target", "count"), [("blocks", 5000), ("floats", 300), ("attention", 30)])
+def test_fuzz_target(library: Path, target: str, count: int):
+    """The corpus, and random inputs; scripts/fuzz.py looks for others."""
+    program = drivers.link_sanitized(library, f"fuzz/{target}.c", "fuzz/replay.c")
+    corpus = sorted((drivers.TESTS / "fuzz" / "corpus" / target).iterdir())
+    assert corpus
+    done = subprocess.run([*program, str(count), *corpus], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bindings(library: Path, tmp_path: Path):

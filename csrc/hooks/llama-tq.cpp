@@ -2,8 +2,10 @@
 #include "llama-tq.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -168,4 +170,24 @@ ggml_status llama_tq_answered(const llama_model & model, ggml_status status) {
         }
     }
     return status;
+}
+
+namespace {
+
+thread_local bool catches_aborts = false;
+
+void throw_or_tell(const char * message) {
+    if (catches_aborts) {
+        throw std::runtime_error(message);
+    }
+    std::fprintf(stderr, "%s\n", message);
+}
+
+} // namespace
+
+void llama_tq_catch_aborts(bool on) {
+    if (on) {
+        ggml_set_abort_callback(throw_or_tell);
+    }
+    catches_aborts = on;
 }

@@ -12,8 +12,8 @@ static size_t row_bytes(int type, size_t dim) {
 
 static struct tq_attn_cache cache(struct input * in, int type, size_t dim, size_t heads, size_t rows) {
     const size_t row = row_bytes(type, dim);
-    return (struct tq_attn_cache) {type, filled(in, heads * rows * row), (int64_t) dim, row, rows * row,
-                                   heads * rows * row};
+    return (struct tq_attn_cache) {
+        type, filled(in, heads * rows * row), (int64_t) dim, row, rows * row, heads * rows * row};
 }
 
 static void compute(const struct tq_attn * a, int threads) {
@@ -63,9 +63,8 @@ int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         .q_stream_stride = queries * sizeof(float),
         .k = cache(&in, k_type, k_dim, kv_heads, rows),
         .v = cache(&in, v_type, v_dim, kv_heads, rows),
-        .centre = {(const char *) plain, heads * k_dim * sizeof(float), k_dim * sizeof(float),
-                   queries * sizeof(float), mean, turns, chunk, (int) k_dim - 32 * (options >> 7),
-                   (options & 32) != 0},
+        .centre = {(const char *) plain, heads * k_dim * sizeof(float), k_dim * sizeof(float), queries * sizeof(float),
+                   mean, turns, chunk, (int) k_dim - 32 * (options >> 7), (options & 32) != 0},
         .mask = (const char *) mask,
         .mask_heads = 1,
         .mask_streams = 1,

@@ -5,6 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#ifdef __cplusplus
+extern "C"
+#endif
 int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size);
 
 static uint8_t bytes[1 << 20];
