@@ -69,9 +69,11 @@ std::string device_reason(ggml_backend_dev_t dev, const half & k, const half & v
 
 // Why the model cannot run with these cache types and what to do instead, or nothing.
 std::string refusal(const llama_model & model, const llama_context_params & params) {
-    for (const ggml_type type : {params.type_k, params.type_v}) {
-        if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size(type) == 0) {
-            return format("there is no cache type with the id %d", (int) type);
+    for (const ggml_type * type : {&params.type_k, &params.type_v}) {
+        int id; // C++ does not let one look at an enum that has no such value
+        std::memcpy(&id, type, sizeof(id));
+        if (id < 0 || id >= GGML_TYPE_COUNT || ggml_blck_size((ggml_type) id) == 0) {
+            return format("there is no cache type with the id %d", id);
         }
     }
 
