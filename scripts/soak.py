@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import click
@@ -232,13 +232,22 @@ class Load:
         self._client, self._rate, self._seed = client, rate, seed
 
     def run(self, seconds: float) -> None:
-        """For so long; returns when every answer is there."""
+        """For so long; returns when every answer is there.
+
+        llama-server takes up one of the tasks that wait whenever a slot becomes free. If that is no
+        completion, none becomes free after it, and the others wait for the next request: there has to be one.
+        """
         until = time.monotonic() + seconds
         self._seed += SLOTS + 2
         workers = SLOTS + 2  # two requests have to wait for a slot
         with ThreadPoolExecutor(workers) as pool:
-            for number in range(workers):
+            working = [
                 pool.submit(self._work, random.Random(self._seed + number), until, workers / self._rate)
+                for number in range(workers)
+            ]
+            while wait(working, timeout=2).not_done:
+                if time.monotonic() > until:
+                    complete(self._client, WORDS[0], 1)
 
     def _work(self, rng: random.Random, until: float, every: float) -> None:
         while time.monotonic() < until and not self.wrong:
@@ -280,7 +289,7 @@ def judge(minutes: list[Minute]) -> list[str]:
 @click.option("--rate", default=4.0, show_default=True, help="Requests a second in all, at most.")
 @click.option("--type-k", "-k", default="tq4_0", show_default=True, help="Type of the K cache.")
 @click.option("--type-v", "-v", default="tq4_0", show_default=True, help="Type of the V cache.")
-@click.option("--threads", default=2, show_default=True, help="Of the server.")
+@click.option("--threads", default=1, show_default=True, help="Of the server.")
 @click.option("--minute", "length", default=60.0, show_default=True, help="Seconds between two replays.")
 @click.option("--seed", default=0, show_default=True, help="Of the requests.")
 def main(minutes: int, rate: float, type_k: str, type_v: str, threads: int, length: float, seed: int) -> None:

@@ -81,7 +81,7 @@ def link_bindings(library: Path, package: Path) -> None:
     bindings = [CSRC / "bindings" / name for name in ("core.cpp", "attention.cpp")]
     includes = [f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     module = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    options = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", *SANITIZERS, *includes]
+    options = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", *SANITIZERS, "-O0", *includes]
     subprocess.run(["c++", *options, *bindings, library, "-o", module], check=True)
 
 

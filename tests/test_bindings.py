@@ -15,9 +15,9 @@ from llama_tq import _core, reference
 NUMBERS = {name: number for number, name in enumerate(_core.types())}
 CASES = [
     Case(),
-    Case(tokens=70, rows=300, heads=6, kv_heads=2, v="tq3_0"),
+    Case(tokens=20, rows=130, heads=6, kv_heads=2, v="tq3_0"),
     Case(k="tq3_0", v="tq2_1", k_dim=64, v_dim=96, streams=3, tokens=4, rows=90, kv_heads=2),
-    Case(softcap=3.0, mask="heads", rows=1300, kv_heads=2),
+    Case(softcap=3.0, mask="heads", rows=700, kv_heads=2),
     Case(mask="none", k_dim=256, v_dim=256, tokens=3),
 ]
 
