@@ -1,15 +1,21 @@
-"""C programs of the tests: compiled for this machine or for AArch64, and the commands that run them."""
+"""C programs of the tests: compiled for this machine, with sanitizers, or for AArch64, and what runs them."""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
+
+import pybind11
+
+from tq_build import upstream
 
 TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
 OPTIONS = ["-std=c11", "-D_DEFAULT_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 TOOLS = {
     "aarch64-linux-gnu-gcc": "apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
     "qemu-aarch64": "apt install qemu-user",
@@ -33,6 +39,59 @@ def build(source: str, directory: Path) -> list[str]:
     return [str(program)]
 
 
+def build_library(directory: Path, variables: dict[str, str]) -> Path:
+    """The static library of csrc/cpu."""
+    options = [f"-D{name}={value}" for name, value in variables.items()]
+    subprocess.run(["cmake", "-G", "Ninja", "-S", CSRC, "-B", directory, *options], check=True)
+    subprocess.run(["cmake", "--build", directory], check=True)
+    return directory / "libtq.a"
+
+
+def build_sanitized(directory: Path) -> Path:
+    """The library of `link_sanitized`."""
+    return build_library(directory, {"CMAKE_BUILD_TYPE": "None", "CMAKE_C_FLAGS": " ".join(SANITIZERS)})
+
+
+def link_sanitized(library: Path, *sources: str) -> list[str]:
+    """The program, which ends at the first access or operation that C does not define."""
+    program = library.parent / Path(sources[0]).stem
+    paths = [TESTS / source for source in sources]
+    subprocess.run(["cc", *OPTIONS, *SANITIZERS, *paths, library, "-lm", "-o", program], check=True)
+    return [str(program)]
+
+
+def headers() -> list[Path]:
+    """Folders of those of llama.cpp, of this checkout's upstream, and of csrc."""
+    llama_cpp = upstream.prepare(upstream.read_pin()) / "vendor" / "llama.cpp"
+    return [llama_cpp / "include", llama_cpp / "ggml" / "include", CSRC, CSRC / "hooks"]
+
+
+def build_damager(target: str, directory: Path) -> str:
+    """The fuzz target for damaged files, over the installed llama.cpp and without sanitizers."""
+    program = directory / target
+    options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *(f"-I{folder}" for folder in headers())]
+    sources = [TESTS / "fuzz" / name for name in (f"{target}.cpp", "replay.c")]
+    link = [f"-L{libraries()}", f"-Wl,-rpath,{libraries()}", "-lllama", "-lggml", "-lggml-base"]
+    subprocess.run(["c++", *options, *sources, *link, "-o", program], check=True)
+    return str(program)
+
+
+def link_bindings(library: Path, package: Path) -> None:
+    """llama_tq._core with sanitizers, into a package."""
+    bindings = [CSRC / "bindings" / name for name in ("core.cpp", "attention.cpp")]
+    includes = [f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    module = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    options = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", *SANITIZERS, "-O0", *includes]
+    subprocess.run(["c++", *options, *bindings, library, "-o", module], check=True)
+
+
+def preload_sanitizers() -> dict[str, str]:
+    """What the environment of a program without sanitizers needs to load a library with them."""
+    names = ("libasan.so", "libubsan.so")
+    found = [subprocess.check_output(["cc", f"-print-file-name={name}"], text=True).strip() for name in names]
+    return {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
 def build_aarch64(source: str, directory: Path) -> Path:
     """The program over csrc, for `emulate`."""
     missing = [f"{tool} ({install})" for tool, install in TOOLS.items() if not shutil.which(tool)]
@@ -43,11 +102,8 @@ def build_aarch64(source: str, directory: Path) -> Path:
         "CMAKE_SYSTEM_PROCESSOR": "aarch64",
         "CMAKE_C_COMPILER": "aarch64-linux-gnu-gcc",
     }
-    options = [f"-D{name}={value}" for name, value in toolchain.items()]
-    subprocess.run(["cmake", "-G", "Ninja", "-S", CSRC, "-B", directory, *options], check=True)
-    subprocess.run(["cmake", "--build", directory], check=True)
     program = directory / Path(source).stem
-    library = ["-static", directory / "libtq.a", "-lm"]
+    library = ["-static", build_library(directory, toolchain), "-lm"]
     subprocess.run(["aarch64-linux-gnu-gcc", *OPTIONS, TESTS / source, *library, "-o", program], check=True)
     return program
 

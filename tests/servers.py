@@ -16,9 +16,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def rpc_server() -> Iterator[int]:
-    """llama.cpp's: to a client it is a GPU. Yields its port."""
-    port = free_port()
+def rpc_process(port: int) -> Iterator[subprocess.Popen]:
+    """llama.cpp's RPC server: to a client it is a GPU."""
     command = ["ggml-rpc-server", "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -29,6 +28,14 @@ def rpc_server() -> Iterator[int]:
                     break
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            yield port
+            yield process
         finally:
             process.terminate()
+
+
+@contextlib.contextmanager
+def rpc_server() -> Iterator[int]:
+    """Yields its port."""
+    port = free_port()
+    with rpc_process(port):
+        yield port

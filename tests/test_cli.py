@@ -102,6 +102,35 @@ def test_json_is_all_of_standard_output(command, tmp_path):
             check_benchmark(result)
 
 
+def test_first_results_come_before_the_last():
+    """Commands are told each at once, and print it on standard error."""
+    lines = []
+
+    def seen(kind: str):
+        return lambda *what: lines.append((kind, what[0]))
+
+    llama_tq.benchmark(values=1 << 12, progress=seen("next"), on_type=seen("row"))
+    assert [kind for kind, _ in lines[:4]] == ["next", "row", "next", "row"]
+
+    lines.clear()
+    pairs = parse_pairs("tq4_0,tq2_1")
+    result = llama_tq.compare("demo", PROMPT, pairs, n_tokens=4, on_pair=seen("next"), on_text=seen("row"))
+    assert [kind for kind, _ in lines] == ["next", *["row"] * 4] * 3
+    assert "".join(what for kind, what in lines[1:5]) == result.reference.text
+
+    lines.clear()
+    llama_tq.demo(
+        pairs=pairs,
+        n_ctx=512,
+        n_tokens=4,
+        progress=seen("next"),
+        on_first=seen("row"),
+        on_generation=seen("row"),
+    )
+    assert [kind for kind, _ in lines[:4]] == ["next", "row", "next", "row"]
+    assert sum(kind == "row" for kind, _ in lines) == 6
+
+
 def check_benchmark(rows: list[dict]) -> None:
     """All types in all tiers of the machine; the same error in every tier; the figures of FORMAT.md."""
     tiers = {k.isa for k in llama_tq.kernels() if k.supported}

@@ -13,6 +13,7 @@
 
 #include "centring/centre.h"
 #include "llama-ext.h"
+#include "llama-tq.h"
 
 namespace py = pybind11;
 
@@ -60,9 +61,11 @@ py::list memory_of(std::uintptr_t context) {
 void begin_log() {
     llama_log_get(&collected.previous, &collected.previous_data);
     llama_log_set(collect, nullptr);
+    llama_tq_catch_aborts(true);
 }
 
 py::list end_log() {
+    llama_tq_catch_aborts(false);
     llama_log_set(collected.previous, collected.previous_data);
     const std::lock_guard<std::mutex> lock(collected.mutex);
     py::list lines;
@@ -113,6 +116,8 @@ PYBIND11_MODULE(_native, module) {
         "The mean keys of the llama_model at this address: known, read or measured. RuntimeError where the model "
         "cannot read the prompt that shows them. For each layer: mean, float32 (kv heads * head,), zeros for "
         "heads left as they are; heads that are centred; energy of held-out keys before and after.");
-    module.def("begin_log", begin_log, "From now on llama.cpp's log is collected instead of going where it went.");
+    module.def("begin_log", begin_log,
+               "From now on llama.cpp's log is collected instead of going where it went, and what ggml would end the "
+               "process for in this thread is an error of the call, where llama.cpp catches errors.");
     module.def("end_log", end_log, "Stop, and return what was collected: (level, bytes) per message.");
 }

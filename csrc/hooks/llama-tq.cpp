@@ -1,8 +1,11 @@
-// Refusals: what would fail, abort or lose its accuracy later is said when a context is made.
+// Refusals: what would fail, abort or lose its accuracy later is said when a context is made; and lost devices.
 #include "llama-tq.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -66,9 +69,11 @@ std::string device_reason(ggml_backend_dev_t dev, const half & k, const half & v
 
 // Why the model cannot run with these cache types and what to do instead, or nothing.
 std::string refusal(const llama_model & model, const llama_context_params & params) {
-    for (const ggml_type type : {params.type_k, params.type_v}) {
-        if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size(type) == 0) {
-            return format("there is no cache type with the id %d", (int) type);
+    for (const ggml_type * type : {&params.type_k, &params.type_v}) {
+        int id; // C++ does not let one look at an enum that has no such value
+        std::memcpy(&id, type, sizeof(id));
+        if (id < 0 || id >= GGML_TYPE_COUNT || ggml_blck_size((ggml_type) id) == 0) {
+            return format("there is no cache type with the id %d", id);
         }
     }
 
@@ -150,4 +155,41 @@ bool llama_tq_refuses(const llama_model & model, const llama_context_params & pa
         LLAMA_LOG_ERROR("%s\n", reason.c_str());
     }
     return !reason.empty();
+}
+
+ggml_status llama_tq_answered(const llama_model & model, ggml_status status) {
+    for (const llama_device & device : model.devices) {
+        const char * name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device.dev));
+        if (status != GGML_STATUS_SUCCESS || std::strncmp(name, "RPC", 3) != 0) {
+            continue;
+        }
+        size_t free = 0, total = 0;
+        ggml_backend_dev_memory(device.dev, &free, &total); // waits for everything that was asked before
+        if (total == 0) {
+            LLAMA_LOG_ERROR("the RPC server at %s does not answer any more\n",
+                            ggml_backend_dev_description(device.dev));
+            status = GGML_STATUS_FAILED;
+        }
+    }
+    return status;
+}
+
+namespace {
+
+thread_local bool catches_aborts = false;
+
+void throw_or_tell(const char * message) {
+    if (catches_aborts) {
+        throw std::runtime_error(message);
+    }
+    std::fprintf(stderr, "%s\n", message);
+}
+
+} // namespace
+
+void llama_tq_catch_aborts(bool on) {
+    if (on) {
+        ggml_set_abort_callback(throw_or_tell);
+    }
+    catches_aborts = on;
 }

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "ggml.h"
+#include "llama.h"
 #include "tq.h"
 #include "tq_blocks.h"
 
@@ -12,6 +13,14 @@ struct llama_context_params;
 
 // Whether a context cannot be made; then the reason, and what to do instead, is in the log.
 bool llama_tq_refuses(const llama_model & model, const llama_context_params & params);
+
+// The status of a graph: failed, with the reason in the log, where a device of the model does not answer any more. Only
+// RPC servers can be lost: upstream learns that with the next answer, here it is asked for one.
+ggml_status llama_tq_answered(const llama_model & model, ggml_status status);
+
+// From now on, or no more: what ggml would end the process for in this thread is thrown (std::runtime_error). For calls
+// that catch and report, such as loading a model; whoever calls another one ends as before.
+extern "C" LLAMA_API void llama_tq_catch_aborts(bool on);
 
 // --- rotation ---
 // A TQ cache is always rotated. The Hadamard matrices are powers of two, and a head is rotated in parts of that size.

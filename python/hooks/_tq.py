@@ -85,7 +85,10 @@ _capture_lock = threading.Lock()
 
 @contextlib.contextmanager
 def native_errors() -> Iterator[list[str]]:
-    """Collects what llama.cpp logs as an error in this thread; the log goes where it went before as well."""
+    """Collects what llama.cpp logs as an error in this thread; the log goes where it went before as well.
+
+    What ggml would end the process for is such an error too, in calls that catch errors.
+    """
     from llama_cpp import llama_cpp
 
     errors: list[str] = []
@@ -103,8 +106,10 @@ def native_errors() -> Iterator[list[str]]:
         llama_cpp.llama_log_get(ctypes.byref(previous), ctypes.byref(previous_data))
         llama_cpp.llama_log_set(capture, ctypes.c_void_p())
         try:
+            llama_cpp._lib.llama_tq_catch_aborts(True)
             yield errors
         finally:
+            llama_cpp._lib.llama_tq_catch_aborts(False)
             llama_cpp.llama_log_set(previous, previous_data)
 
 

@@ -6,7 +6,8 @@
 
 ``llama_tq.reference`` is the same in NumPy, and the definition of the bytes. ``info``, ``demo``, ``plan``,
 ``evaluate``, ``centre``, ``compare``, ``generate``, ``chat``, ``bench`` and ``benchmark`` do what the
-commands of ``llama-tq`` print. ``with llama_tq.centring(False)`` switches key centring off.
+commands of ``llama-tq`` print. ``with llama_tq.centring(False)`` switches key centring off,
+``add_rpc_servers`` gives layers to other machines.
 
 ``llama_tq.turboquant`` (the paper), ``llama_tq.torch`` (operators), ``llama_tq.hf`` (a cache for
 transformers) and ``llama_tq.mlx`` (a cache for mlx-lm) need the extras of these names.
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .runtime.centring import centring
     from .runtime.pairs import Pair
+    from .runtime.rpc import add_rpc_servers
 
 _MODULES = {
     "_api": ("Kernel", "active_isa", "dequantize", "dot", "force_isa", "kernels", "quantize", "types"),
     "errors": ("InputError",),
     "runtime.pairs": ("Pair",),
     "runtime.centring": ("centring",),
+    "runtime.rpc": ("add_rpc_servers",),
     **{
         f"commands.{name}": (name,)
         for name in (
@@ -65,6 +68,7 @@ __all__ = [
     "Kernel",
     "Pair",
     "active_isa",
+    "add_rpc_servers",
     "bench",
     "benchmark",
     "centre",

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -121,6 +122,24 @@ _gpu_layers = click.option(
     show_default=True,
     help="Layers on the GPU, with their cache; -1 for all.",
 )
+
+
+def _add_servers(context: click.Context, _: click.Parameter, servers: str | None) -> None:
+    from .runtime.rpc import add_rpc_servers
+
+    if servers is not None:
+        add_rpc_servers(servers)
+        context.default_map = {"n_gpu_layers": -1}  # what else would one name them for
+
+
+_rpc = click.option(
+    "--rpc",
+    metavar="HOST:PORT,...",
+    callback=_add_servers,
+    expose_value=False,
+    is_eager=True,
+    help="Machines where ggml-rpc-server runs: as many GPUs more, for all layers unless -ngl says how many.",
+)
 _pairs = click.option(
     "--pairs", type=_Pairs(), help="Cache types to try, K/V or one name for both, separated by commas."
 )
@@ -137,6 +156,11 @@ def _show(result: object, as_json: bool, view: str) -> None:
         click.echo(render.to_json(result))
     else:
         _out.print(getattr(render, view)(result))
+
+
+def _at_once(line: Callable[[Any], str]) -> Callable[[Any], None]:
+    """Prints a first result on standard error, above the bar."""
+    return lambda result: _err.print(line(result), highlight=False)
 
 
 @contextlib.contextmanager
@@ -172,13 +196,14 @@ def main() -> None:
 def _on_model(name: str | None = None) -> Callable[[Callable], click.Command]:
     """A command whose first argument is a model, and which can have it on a GPU."""
     return lambda function: main.command(name, epilog=_MODEL)(
-        click.argument("model", type=_Model())(_gpu_layers(function))
+        click.argument("model", type=_Model())(_gpu_layers(_rpc(function)))
     )
 
 
 @main.command(epilog=_MODEL)
 @click.argument("model", type=_Model(), required=False)
 @_gpu_layers
+@_rpc
 @_json
 def info(model: str | None, n_gpu_layers: int, as_json: bool) -> None:
     """What is installed: versions, cache types, instruction sets, backends.
@@ -193,6 +218,7 @@ def info(model: str | None, n_gpu_layers: int, as_json: bool) -> None:
 
 @main.command()
 @_gpu_layers
+@_rpc
 @_json
 def demo(n_gpu_layers: int, as_json: bool) -> None:
     """Try the cache types on the model inside the package.
@@ -201,9 +227,15 @@ def demo(n_gpu_layers: int, as_json: bool) -> None:
     and the speed of generation with llama.cpp's own types.
     """
     from .commands.demo import demo as run
+    from .views import render
 
     with _progress() as progress:
-        result = run(n_gpu_layers=n_gpu_layers, progress=progress)
+        result = run(
+            n_gpu_layers=n_gpu_layers,
+            progress=progress,
+            on_first=_at_once(render.first),
+            on_generation=_at_once(render.generation),
+        )
     _show(result, as_json, "demo")
 
 
@@ -217,9 +249,10 @@ def benchmark(turboquant: bool, as_json: bool) -> None:
     least error that so many bits allow (the rate-distortion limit).
     """
     from .commands.benchmark import benchmark as run
+    from .views import render
 
     with _progress() as progress:
-        rows = run(turboquant=turboquant, progress=progress)
+        rows = run(turboquant=turboquant, progress=progress, on_type=_at_once(render.measured))
     _show(rows, as_json, "benchmark")
 
 
@@ -333,7 +366,7 @@ def evaluate(
                 keep=directory,
                 resume=resume,
                 progress=progress,
-                on_first=lambda row: _err.print(render.first(row), highlight=False),
+                on_first=_at_once(render.first),
             )
     except KeyboardInterrupt:
         _complain(f"Interrupted. What is finished is in {directory}: go on with --resume.")
@@ -396,16 +429,25 @@ def compare(
     """Answer PROMPT with f16 and with each pair, side by side.
 
     Through the model's chat template, if it has one, as `run` does. Always the most probable token. The first
-    one that differs from f16's is marked.
+    one that differs from f16's is marked. While they are written, the answers appear on standard error.
 
     \b
     llama-tq compare demo "def test_empty(self):" --pairs tq4_0,tq3_0
     """
     from .commands.compare import compare as run
 
-    with _progress() as progress:
-        how = {"system": system, "raw": raw, "n_tokens": tokens, "n_gpu_layers": n_gpu_layers}
-        result = run(model, prompt, pairs, **how, progress=progress)
+    result = run(
+        model,
+        prompt,
+        pairs,
+        system=system,
+        raw=raw,
+        n_tokens=tokens,
+        n_gpu_layers=n_gpu_layers,
+        on_pair=lambda pair: click.echo(f"\n{pair}:", err=True),
+        on_text=lambda piece: click.echo(piece, nl=False, err=True),
+    )
+    click.echo(err=True)
     _show(result, as_json, "comparison")
 
 
@@ -574,7 +616,7 @@ def bench(model: str, n_gpu_layers: int, depths, pairs, plot: Path | None, as_js
             depths,
             n_gpu_layers=n_gpu_layers,
             progress=progress,
-            on_speed=lambda speed: _err.print(render.speed(speed), highlight=False),
+            on_speed=_at_once(render.speed),
         )
     _show(result, as_json, "bench")
     if plot:

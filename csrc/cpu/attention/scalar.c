@@ -137,7 +137,8 @@ static float weights(const float * p, float sum, const float * ratio, int blocks
     const float steps = tq_attn_word_steps(sum);
     int16_t * w = weight;
     for (int i = 0; i < blocks * TQ_ATTN_TILE; i++) {
-        w[i] = (int16_t) rintf(p[i % TQ_ATTN_TILE] * steps * ratio[i]);
+        const float x = rintf(p[i % TQ_ATTN_TILE] * steps * ratio[i]);
+        w[i] = isnan(x) || isnan(sum) ? 0 : (int16_t) x; // the result is NaN by the sum or the unit
     }
     return steps;
 }

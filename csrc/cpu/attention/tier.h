@@ -192,6 +192,10 @@ static inline int32_t tq_attn_round(float x) {
 static inline float tq_attn_quantise_words(const float * q, int dim, void * out) {
     const float top = tq_attn_largest(q, dim), inverse = top > 0.0f ? TQ_ATTN_QUERY_WORD / top : 0.0f;
     int16_t * restrict number = out;
+    if (!isfinite(top)) { // NaN has bits of its own; the unit says it all
+        memset(number, 0, (size_t) dim * sizeof(*number));
+        return top / TQ_ATTN_QUERY_WORD;
+    }
     for (int i = 0; i < dim; i += 4) {
         number[i] = (int16_t) tq_attn_round(q[i] * inverse);
         number[i + 1] = (int16_t) tq_attn_round(q[i + 2] * inverse);

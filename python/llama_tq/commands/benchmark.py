@@ -66,11 +66,14 @@ def benchmark(
     seed: int = 0,
     turboquant: bool = False,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_type: Callable[[TypeBenchmark], object] = lambda _: None,
 ) -> tuple[TypeBenchmark, ...]:
     """Every TQ type in every instruction set that this machine runs, then q8_0, q5_0, q4_0 and iq4_nl.
 
     With `turboquant` also TurboQuant_mse (`mse 3`) and TurboQuant_prod (`prod 3`) of 2, 3 and 4 bits: see
-    `llama_tq.turboquant`. Raises InputError where SciPy is missing for that.
+    `llama_tq.turboquant`. `on_type` is told each row at once.
+
+    Raises InputError where SciPy is missing for that.
     """
     tiers = dict.fromkeys(k.isa for k in kernels() if k.supported)
     work = [_by_ggml(t.name, tier) for t in types() for tier in tiers]
@@ -83,6 +86,7 @@ def benchmark(
         progress(f"{code.name}, {code.tier}", number, len(work))
         with force_isa(code.tier) if code.tier in tiers else nullcontext():
             rows.append(_measure(code, x, query))
+        on_type(rows[-1])
     progress("done", len(work), len(work))
     return tuple(rows)
 

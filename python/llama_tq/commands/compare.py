@@ -42,23 +42,25 @@ def compare(
     raw: bool = False,
     n_tokens: int = N_TOKENS,
     n_gpu_layers: int = 0,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_pair: Callable[[Pair], object] = lambda _: None,
+    on_text: Callable[[str], object] = lambda _: None,
 ) -> Comparison:
     """Answer `prompt` with f16 and with every pair, always taking the most probable token.
 
     By default with the recommended pairs. `system` and `raw` are those of `generate`. `n_gpu_layers` are on
-    the GPU, with their cache; -1 for all.
+    the GPU, with their cache; -1 for all. `on_pair` is told whose turn it is, and `on_text` gets each
+    piece of that answer as soon as it is known.
+
     Raises InputError for bad input and for a prompt that does not fit the model's context.
     """
     pairs = (REFERENCE, *(p for p in dict.fromkeys(pairs or RECOMMENDED) if p != REFERENCE))
     with Model(model, n_gpu_layers=n_gpu_layers) as opened:
         tokens = prompt_tokens(opened, prompt, n_tokens, system=system, raw=raw)
         made = []
-        for number, pair in enumerate(pairs):
-            progress(str(pair), number, len(pairs))
+        for pair in pairs:
+            on_pair(pair)
             with opened.context(pair, len(tokens) + n_tokens) as context:
-                made.append(continue_text(context, tokens, n_tokens))
-        progress("done", len(pairs), len(pairs))
+                made.append(continue_text(context, tokens, n_tokens, on_text=on_text))
         reference, *others = made
         return Comparison(
             opened.name, prompt, reference, tuple(_against(reference, other) for other in others)

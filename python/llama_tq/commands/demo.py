@@ -9,7 +9,7 @@ from ..runtime import embedded
 from ..runtime.models import Model
 from ..runtime.pairs import REFERENCE, Pair
 from ..runtime.sources import DEMO
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, PairQuality, evaluate
 from .generate import Generation, continue_text
 
 PAIRS = (REFERENCE, *map(Pair.parse, ("q8_0", "q4_0", "tq4_0", "tq3_0", "tq4_0/tq2_1")))
@@ -37,11 +37,14 @@ def demo(
     n_tokens: int = N_TOKENS,
     n_gpu_layers: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_first: Callable[[PairQuality], object] = lambda _: None,
+    on_generation: Callable[[Generation], object] = lambda _: None,
 ) -> Demo:
     """Evaluate `pairs` on held-out text, and continue the first `n_ctx / 2` tokens of it with each.
 
     All continuations draw the same random numbers, so that they differ by what the cache does.
-    `n_gpu_layers` are on the GPU, with their cache; -1 for all.
+    `n_gpu_layers` are on the GPU, with their cache; -1 for all. `on_first` is that of `evaluate`, and
+    `on_generation` is told each continuation at once.
     """
     text, pairs = embedded.held_out_text(), (REFERENCE, *(p for p in dict.fromkeys(pairs) if p != REFERENCE))
     total = len(pairs) * (chunks + 1)
@@ -55,6 +58,7 @@ def demo(
         floor=False,
         n_gpu_layers=n_gpu_layers,
         progress=lambda what, done, _: progress(what, done, total),
+        on_first=on_first,
     )
     with Model(DEMO, n_gpu_layers=n_gpu_layers) as model:
         tokens, pieces = model.tokenize(text)[: n_ctx // 2], model.pieces()
@@ -63,6 +67,7 @@ def demo(
             progress(f"writing, {pair}", len(pairs) * chunks + number, total)
             with model.context(pair, len(tokens) + n_tokens) as context:
                 generations.append(continue_text(context, tokens, n_tokens, TEMPERATURE, SEED))
+            on_generation(generations[-1])
         progress("done", total, total)
         prompt = "".join(map(pieces, tokens)).splitlines()[-1]
     return Demo(evaluation, prompt, tuple(generations))

@@ -80,22 +80,27 @@ def dequantize(blocks: np.ndarray, name: str) -> np.ndarray:
     return out
 
 
-def backends(types: tuple[str, ...]) -> tuple[Backend, ...]:
-    """The devices compiled in, with those of `types` that each supports."""
+def _devices() -> list[int]:
     llama_cpp.llama_backend_init()
     count = _function("ggml", "ggml_backend_dev_count", ctypes.c_size_t)()
-    device = _function("ggml", "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return list(
+        map(_function("ggml", "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t), range(count))
+    )
+
+
+def backends(types: tuple[str, ...]) -> tuple[Backend, ...]:
+    """The devices compiled in or added, with those of `types` that each supports."""
     name = _function("ggml-base", "ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
     description = _function("ggml-base", "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
     found = []
-    for handle in map(device, range(count)):
+    for handle in _devices():
         able = tuple(t for t in types if _supports(handle, type_id(t)))
         found.append(Backend(name(handle).decode(), description(handle).decode(), able))
     return tuple(found)
 
 
 def require_gpu() -> None:
-    """InputError if llama.cpp finds no GPU."""
+    """InputError if llama.cpp finds no GPU, or if an RPC server that was added does not answer any more."""
     by_type = _function("ggml", "ggml_backend_dev_by_type", ctypes.c_void_p, ctypes.c_int)
     if not any(map(by_type, _GPU_TYPES)):
         found = ", ".join(backend.name for backend in backends(()))
@@ -103,6 +108,27 @@ def require_gpu() -> None:
             f"No layer can be on a GPU: llama.cpp finds none here, only {found}. Leave out -ngl "
             '(n_gpu_layers), or build it for a GPU: CMAKE_ARGS="-DGGML_CUDA=ON" pip install .'
         )
+    name = _function("ggml-base", "ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    description = _function("ggml-base", "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    sizes = (ctypes.POINTER(ctypes.c_size_t),) * 2
+    memory = _function("ggml-base", "ggml_backend_dev_memory", None, ctypes.c_void_p, *sizes)
+    for device in _devices():
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        if name(device).startswith(b"RPC"):
+            memory(device, free, total)
+            if not total.value:
+                raise InputError(f"The RPC server at {description(device).decode()} does not answer.")
+
+
+def add_rpc_server(endpoint: str) -> bool:
+    """Have the devices of the server at host:port among llama.cpp's; False where none answers."""
+    llama_cpp.llama_backend_init()
+    add = _function("ggml-rpc", "ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
+    register = _function("ggml", "ggml_backend_register", None, ctypes.c_void_p)
+    added = add(endpoint.encode())
+    if added:
+        register(added)
+    return bool(added)
 
 
 def _supports(device: int, type_: int) -> bool:

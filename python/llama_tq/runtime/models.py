@@ -294,7 +294,7 @@ class Context:
         with native_log() as errors:
             status = llama_cpp.llama_decode(self._context, self._batch)
         if status:
-            reason = errors[0] if errors else f"status {status}"
+            reason = "; ".join(errors) or f"status {status}"
             raise InputError(
                 f"llama.cpp cannot decode {n} tokens at {position} with the cache {self.pair}: {reason}"
             )

@@ -144,6 +144,14 @@ def benchmark(rows: tuple[TypeBenchmark, ...]) -> Table:
     return made
 
 
+def measured(row: TypeBenchmark) -> str:
+    """One row of a benchmark of the types, in a line."""
+    return (
+        f"{row.type}, {row.tier}: SNR {row.snr_db:.2f} dB, million values per second "
+        f"{row.quantize_per_second / 1e6:.0f} in, {row.dequantize_per_second / 1e6:.0f} out"
+    )
+
+
 def plan(result: Plan) -> RenderableType:
     """With a column for every device, if there is one besides the CPU."""
     limited = result.memory_bytes is not None
