@@ -18,6 +18,16 @@ struct tq_cuda_cache {
     int64_t row_stride, head_stride, stream_stride;
 };
 
+// Rows that the kernel before may still be writing: those of `ids`, in whose numbers the first row of the first stream
+// is -first.
+struct tq_cuda_fresh {
+    const char * ids;
+    int bytes; // of an id, 4 or 8
+    int count; // at most 32
+    int64_t first;
+    int64_t stream_rows;
+};
+
 struct tq_cuda_attn {
     int streams, tokens, heads;
     int kv_streams, kv_heads, kv_rows;
@@ -33,6 +43,9 @@ struct tq_cuda_attn {
     // Queries are rotated first, and results rotated back, in runs of so many values: a power of two from 32 to 256 (of
     // values: 64) that divides the head, or 0 where the caller does it.
     int k_rotation, v_rotation;
+    // Of K and V, if the kernel before is tq_cuda_encode and writes no other rows of them: what it does not write is
+    // read while it runs. Counts of 0: everything is waited for.
+    tq_cuda_fresh fresh[2];
 
     // Centred keys; q_plain is null where there are none. A score gains G . turns[ids[row]], where G pairs the query
     // before the Hadamard rotation with the mean of its KV head as RoPE pairs them.

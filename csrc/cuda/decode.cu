@@ -23,6 +23,8 @@
 //   122 (98)   against 119 (96)   blocks of four warps instead of eight
 //   9.8        against 7.7        with 256 rows, 16 warps with half a tile each instead of 8
 
+#include <climits>
+
 #include "rotate.cuh"
 #include "split.h"
 #include "unpack.cuh"
@@ -135,6 +137,13 @@ __device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2],
             p[0][n][1] = p[1][n][1];
         }
     }
+}
+
+// The row of the cache where id i of a batch goes, in that stream.
+static __device__ __forceinline__ int fresh_row(const tq_cuda_fresh & f, int i, int kv_stream) {
+    const int64_t id =
+        f.bytes == 8 ? reinterpret_cast<const int64_t *>(f.ids)[i] : reinterpret_cast<const int32_t *>(f.ids)[i];
+    return (int) (id + f.first - (int64_t) kv_stream * f.stream_rows);
 }
 
 constexpr int window = 16; // chunks whose offsets a warp has at hand
@@ -298,7 +307,25 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     int candidate = (int) (rank * share + min(rank, more));
     const int last_tile = candidate + (int) (share + (rank < more));
 
-    wait_for_kernels_before();
+    // The encoder, if that is the kernel before, had waited for all others. The first tile with rows that it still
+    // writes waits for it, and the end.
+    int fresh = INT_MAX;
+    if (a.fresh[0].count == 0) {
+        wait_for_kernels_before();
+    } else {
+        forget_cached_lines();
+#pragma unroll 1
+        for (int i = 0; i < 2; i++) {
+            if (lane < a.fresh[i].count) {
+                const int row = fresh_row(a.fresh[i], lane, kv_stream);
+                fresh = row >= candidate * tile && row < last_tile * tile ? min(fresh, row / tile) : fresh;
+            }
+        }
+#pragma unroll 1
+        for (int step = 16; step > 0; step >>= 1) {
+            fresh = min(fresh, __shfl_xor_sync(all, fresh, step));
+        }
+    }
     // Read anew for every tile: registers are short, and a spilled one comes back from the second level cache, because
     // copies pass through the first.
     __shared__ struct {
@@ -365,6 +392,11 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
             }
         }
         if (row >= 0) {
+            if (row / tile >= fresh) {
+                wait_for_kernels_before();
+                forget_cached_lines();
+                fresh = INT_MAX;
+            }
             const int rows = min(tile, a.kv_rows - row);
             stage_rows(to, p.k, at.keys + row * a.k.row_stride, a.k.row_stride, rows, lane);
             stage_rows(to + p.v_offset, p.v, at.cells + row * a.v.row_stride, a.v.row_stride, rows, lane);
@@ -536,6 +568,7 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
 
     // --- the warps of the block, merged ---
     copy_wait<0>();
+    wait_for_kernels_before();
     let_next_kernel_load();
     __syncthreads();
     float * const state = reinterpret_cast<float *>(shared); // [warp][maximum, sum][column]
@@ -568,15 +601,21 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     __syncthreads();
     const float v_unit = v_is_tq ? 16.0f : 1.0f;
     for (int column = warp; column < W::columns && first_column + column < p.columns; column += warps) {
-        float most = -INFINITY, total = 0.0f, by[most_warps];
+        float most = -INFINITY, total = 0.0f, x[D / 32] = {};
+#pragma unroll 1 // what runs once takes as long as its code is
         for (int i = 0; i < warps; i++) {
             most = fmaxf(most, state[i * 2 * W::columns + column]);
         }
+#pragma unroll 1
+        for (int i = 0; i < warps; i++) {
+            const float own = state[i * 2 * W::columns + column], by = own == -INFINITY ? 0.0f : exp2f(own - most);
+            total += by * state[i * 2 * W::columns + W::columns + column];
 #pragma unroll
-        for (int i = 0; i < most_warps; i++) {
-            const float own = i < warps ? state[i * 2 * W::columns + column] : -INFINITY;
-            by[i] = own == -INFINITY ? 0.0f : exp2f(own - most);
-            total += i < warps ? by[i] * state[i * 2 * W::columns + W::columns + column] : 0.0f;
+            for (int b = 0; b < D / 32; b++) {
+                if (b < value_blocks) { // a warp that saw nothing has zeros
+                    x[b] += by * sums[(i * W::columns + column) * sums_stride + TQ_BLOCK * b + lane];
+                }
+            }
         }
         const int token = token_of(column), head = head_of(column);
         const int64_t place = ((int64_t) stream * a.tokens + token) * a.heads + head;
@@ -590,18 +629,8 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
                 p.partial_state[place * p.splits + split] = make_float2(most, total);
             }
         }
-        float x[D / 32];
 #pragma unroll
         for (int b = 0; b < D / 32; b++) {
-            x[b] = 0.0f;
-            if (b < value_blocks) {
-#pragma unroll
-                for (int k = 0; k < most_warps; k++) {
-                    // a warp that saw nothing has zeros
-                    x[b] +=
-                        k < warps ? by[k] * sums[(k * W::columns + column) * sums_stride + TQ_BLOCK * b + lane] : 0.0f;
-                }
-            }
             x[b] *= scale;
         }
         if (p.splits == 1) {
@@ -663,8 +692,8 @@ static arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, siz
     // As many blocks as run at once, but none with less than a tile for each warp.
     const int fit = device.shared / (int) (shared + 1024),
               resident = columns == 8 && !is_large && fit > 1 ? 2 : 1; // by registers
-    const int others = a.kv_heads * p.column_tiles * a.streams;
-    const int wanted = device.multiprocessors * resident / others, most = p.tiles / p.warps;
+    const int others = a.kv_heads * p.column_tiles * a.streams, encoders = a.fresh[0].count > 0 ? 4 : 0;
+    const int wanted = (device.multiprocessors * resident - encoders) / others, most = p.tiles / p.warps;
     p.splits = wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
     return p;
 }

@@ -13,12 +13,14 @@ template <int count> __device__ __forceinline__ void rotate(float (&x)[count], i
     if (n == 0) {
         return;
     }
-    const float scale = __frcp_rn(__fsqrt_rn((float) n));
+    // 1 / sqrt(n): a power of two, times 1 / sqrt(2) where n is no square
+    const int log2n = 31 - __clz(n);
+    const float scale = __uint_as_float((log2n & 1 ? 0x3F3504F3u : 0x3F800000u) - ((unsigned) (log2n / 2) << 23));
 #pragma unroll
     for (int i = 0; i < count; i++) {
         x[i] = __fmul_rn(x[i], scale);
     }
-#pragma unroll
+#pragma unroll 1 // where there is little to rotate, fetching the code takes longest
     for (int h = 1; h < 32; h *= 2) {
 #pragma unroll
         for (int i = 0; i < count; i++) {

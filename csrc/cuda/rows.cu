@@ -3,6 +3,7 @@
 // for it; with a lane for each sign and codebook, a prefill took four times as many instructions for the prices.
 #include "rows.h"
 
+#include "ptx.cuh"
 #include "rotate.cuh"
 #include "tq.h"
 #include "tq_device.h"
@@ -53,9 +54,10 @@ struct position {
 // Of block b of the flattened tensor. Most tensors have one plane, and a division takes twenty instructions.
 static __device__ __forceinline__ position position_of(const tq_rows_view & t, unsigned b) {
     const unsigned per_row = (unsigned) t.ne[0] / TQ_BLOCK, rows = (unsigned) t.ne[1], planes = (unsigned) t.ne[2];
-    const unsigned row = b / per_row;
+    const bool one_plane = planes * t.ne[3] == 1;
+    const unsigned row = one_plane && rows == 1 ? 0 : b / per_row;
     position p = {b - row * per_row, row, 0, 0};
-    if (planes * t.ne[3] > 1) {
+    if (!one_plane) {
         const unsigned plane = row / rows;
         p.i1 = row - plane * rows;
         p.i3 = plane / planes;
@@ -249,44 +251,63 @@ struct encode_jobs {
 // `width` blocks are read, and rotated where that is asked for, by a warp, which encodes two at a time.
 template <int width> __global__ __launch_bounds__(warps * TQ_LANES, 3) void encode(const encode_jobs jobs) {
     __shared__ signed char books[2][16];
-    __shared__ distance_table distances;
+    TQ_CUDA_SHARED(shared); // of copies on the way
+    distance_table & distances = *reinterpret_cast<distance_table *>(shared);
     __shared__ __align__(16) float values[warps][2 * TQ_BLOCK];
     const tq_rows_store & job = jobs.of[blockIdx.y];
     const int type = job.type, bits = bits_of(type);
+    for (int i = threadIdx.x; i < (int) sizeof(distances) / 16; i += blockDim.x) {
+        tq_cuda::copy_start<16>(tq_cuda::place_of(shared) + 16 * i,
+                                reinterpret_cast<const char *>(&distances_of(type)) + 16 * i);
+    }
+    tq_cuda::copy_commit();
     for (int i = threadIdx.x; i < 2 << bits; i += blockDim.x) {
         books[i >> bits][i & ((1 << bits) - 1)] = books_of(type)[i];
     }
-    for (int i = threadIdx.x; i < (int) sizeof(distances) / 16; i += blockDim.x) {
-        reinterpret_cast<uint4 *>(&distances)[i] = reinterpret_cast<const uint4 *>(&distances_of(type))[i];
-    }
-    __syncthreads();
-    tq_cuda::wait_for_kernels_before();
-    tq_cuda::let_next_kernel_load();
 
     const int warp = threadIdx.x / TQ_LANES, lane = threadIdx.x % TQ_LANES;
     const unsigned blocks = jobs.blocks[blockIdx.y], units = (blocks + width - 1) / width * jobs.parts;
     const int pairs = width / 2 / (int) jobs.parts;
-    for (unsigned u = blockIdx.x * warps + warp; u < units; u += gridDim.x * warps) {
-        const unsigned unit = u / jobs.parts, first = unit * width;
-        const int part = (int) (u - unit * jobs.parts);
+    tq_cuda::wait_for_kernels_before();
+    tq_cuda::let_next_kernel_load(); // not before: attention relies on all kernels before this one
+    bool starts = true;
+    for (unsigned u = blockIdx.x * warps + warp; starts || u < units; u += gridDim.x * warps) {
+        const unsigned first = u / jobs.parts * width, end = first + width < blocks ? first + width : blocks;
+        unsigned b = first + u % jobs.parts * pairs * 2;
         float x[width];
+        char * out; // of the lane's block of two
+        const auto aim = [&]() { out = place_of_block(job, b + (b + 1 < blocks ? lane >> 4 : 0)); };
+        if (u < units) {
 #pragma unroll
-        for (int i = 0; i < width; i++) {
-            x[i] = first + i < blocks ? load_value(job, first + i, lane) : 0.0f;
+            for (int i = 0; i < width; i++) {
+                x[i] = first + i < blocks ? load_value(job, first + i, lane) : 0.0f;
+            }
+            if (b < end) {
+                aim();
+            }
+        }
+        if (starts) { // the tables were on their way, too
+            tq_cuda::copy_wait<0>();
+            __syncthreads();
+            starts = false;
+        }
+        if (u >= units) {
+            break;
         }
         tq_cuda::rotate(x, job.rotation, lane);
-        for (int pair = part * pairs; pair < (part + 1) * pairs && first + 2 * pair < blocks; pair++) {
+        for (int pair = 0; pair < pairs && b < end; pair++, b += 2) {
+            if (pair > 0) {
+                aim();
+            }
             __syncwarp();
 #pragma unroll
             for (int i = 0; i < width; i++) {
-                if (i / 2 == pair) {
+                if (first + i / 2 * 2 == b) {
                     values[warp][i % 2 * TQ_BLOCK + lane] = tq_dev_clean(x[i]);
                 }
             }
             __syncwarp();
-            const unsigned b = first + 2 * pair;
             const int count = b + 1 < blocks ? 2 : 1;
-            char * out = place_of_block(job, b + (count > 1 ? lane >> 4 : 0));
             switch (type) {
 #define TQ_TYPE(NAME, name, id, bits, bytes, start, count_)                              \
     case TQ_TYPE_##NAME:                                                                 \
@@ -362,11 +383,11 @@ void tq_cuda_encode(const tq_rows_store * stores, int count, cudaStream_t stream
     jobs.parts = most < few_blocks ? width / 2 : 1;
     const dim3 grid(grid_for((most + width - 1) / width * jobs.parts), (unsigned) count);
     if (width == 2) {
-        tq_cuda::launch<encode<2>>(grid, warps * TQ_LANES, 0, stream, jobs);
+        tq_cuda::launch<encode<2>>(grid, warps * TQ_LANES, sizeof(distance_table), stream, jobs);
     } else if (width == 4) {
-        tq_cuda::launch<encode<4>>(grid, warps * TQ_LANES, 0, stream, jobs);
+        tq_cuda::launch<encode<4>>(grid, warps * TQ_LANES, sizeof(distance_table), stream, jobs);
     } else {
-        tq_cuda::launch<encode<8>>(grid, warps * TQ_LANES, 0, stream, jobs);
+        tq_cuda::launch<encode<8>>(grid, warps * TQ_LANES, sizeof(distance_table), stream, jobs);
     }
 }
 

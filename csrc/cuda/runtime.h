@@ -20,6 +20,14 @@ __device__ __forceinline__ void wait_for_kernels_before() {
 #endif
 }
 
+// What other multiprocessors wrote may lie in the first level cache as it was: after this it does not. A kernel that
+// reads before it waits needs that.
+__device__ __forceinline__ void forget_cached_lines() {
+#if defined(TQ_CUDA_OVERLAP) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    __threadfence();
+#endif
+}
+
 // From here on the next kernel may be loaded: it waits by itself for what this one writes.
 __device__ __forceinline__ void let_next_kernel_load() {
 #if defined(TQ_CUDA_OVERLAP) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -317,6 +317,8 @@ namespace tq_cuda {
 
 inline void wait_for_kernels_before() {}
 
+inline void forget_cached_lines() {}
+
 inline void let_next_kernel_load() {}
 
 template <auto kernel, class... Arguments>
