@@ -201,6 +201,14 @@ int32_t llama_tq_centring::chunk(llama_pos pos, llama_token token) const {
     return as_it_was ? 0 : c;
 }
 
+void llama_tq_centring::chunks_of(const llama_pos * cells, int64_t n, int32_t * out) const {
+    const uint32_t from = first_is_plain ? 1 : 0, count = (uint32_t) (chunks - 1) * LLAMA_TQ_CHUNK - from;
+    for (int64_t i = 0; i < n; i++) { // empty cells have position -1, the greatest of all as an unsigned number
+        const uint32_t pos = (uint32_t) cells[i];
+        out[i] = pos - from < count ? 1 + (int32_t) (pos / LLAMA_TQ_CHUNK) : 0;
+    }
+}
+
 ggml_tensor * llama_tq_centring::centres(ggml_context * ctx, const layer & l, ggml_tensor * row, ggml_tensor * pos) {
     ggml_tensor * x = ggml_reshape_3d(ctx, ggml_get_rows(ctx, l.rows, row), l.head, l.heads, row->ne[0]);
     return l.rope.apply(ctx, x, pos);
@@ -442,6 +450,10 @@ public:
         std::vector<int32_t> chunks((size_t) (n_kv * n_stream));
         for (int64_t s = 0; s < n_stream; s++) {
             const llama_kv_cells & all = cache.get_cells(ubatch->seq_id[s * ubatch->n_tokens / n_stream][0]);
+            if (!centring.needs_tokens() && !cell_row) {
+                centring.chunks_of(all.pos_data(), n_kv, chunks.data() + s * n_kv);
+                continue;
+            }
             for (int64_t i = 0; i < n_kv; i++) {
                 const uint32_t cell = (uint32_t) i;
                 const bool empty = all.is_empty(cell);

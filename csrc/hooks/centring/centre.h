@@ -61,6 +61,8 @@ public:
 
     // The row of `turns` for a cell: 0 where its key is as it was.
     int32_t chunk(llama_pos pos, llama_token token) const;
+    // Of n cells with these positions, -1 where empty, if no token decides
+    void chunks_of(const llama_pos * cells, int64_t n, int32_t * out) const;
 
     // Centres of n keys, [head, heads, n], for I32 [n] `row` of `rows` and `pos`, the chunk's first.
     static ggml_tensor * centres(ggml_context * ctx, const layer & l, ggml_tensor * row, ggml_tensor * pos);
