@@ -5,29 +5,10 @@
 
 #include "cuda/attention.h"
 #include "cuda/rows.h"
+#include "device-ops.h"
 #include "ggml-cuda/fwht.cuh"
 
-static bool is_tq(const ggml_tensor * t) {
-    return tq_type_from_id(t->type) >= 0;
-}
-
-static bool is_view(const ggml_tensor * t) {
-    return t->op == GGML_OP_NONE || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_VIEW || t->op == GGML_OP_PERMUTE ||
-           t->op == GGML_OP_TRANSPOSE;
-}
-
-static bool is_float(const ggml_tensor * t) {
-    return t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16;
-}
-
-static bool is_whole(const ggml_tensor * t) {
-    return t->ne[0] % TQ_BLOCK == 0 && ggml_nelements(t) / TQ_BLOCK < (int64_t) 1 << 32;
-}
-
-// Blocks of a row must follow one another.
-static bool has_whole_rows(const ggml_tensor * t) {
-    return t->nb[0] == ggml_type_size(t->type) && is_whole(t);
-}
+constexpr int64_t blocks = (int64_t) 1 << 32; // fewer have numbers that the kernels can count with
 
 static tq_rows_view view(const ggml_tensor * t) {
     tq_rows_view v = {static_cast<char *>(t->data), {}, {}};
@@ -49,22 +30,23 @@ static tq_rows_ids row_ids(const ggml_tensor * t) {
 
 static bool can_set_rows(const ggml_tensor * op) {
     const ggml_tensor *src = op->src[0], *ids = op->src[1];
-    return is_tq(op) && is_float(src) && is_whole(src) && (ids->type == GGML_TYPE_I64 || ids->type == GGML_TYPE_I32) &&
-           has_whole_rows(op);
+    return ggml_tq_is(op) && ggml_tq_is_float(src) && ggml_tq_is_whole(src, blocks) &&
+           (ids->type == GGML_TYPE_I64 || ids->type == GGML_TYPE_I32) && ggml_tq_has_whole_rows(op, blocks);
 }
 
 static bool can_get_rows(const ggml_tensor * op) {
-    return is_tq(op->src[0]) && is_float(op) && is_whole(op) && op->src[1]->type == GGML_TYPE_I32 &&
-           has_whole_rows(op->src[0]);
+    return ggml_tq_is(op->src[0]) && ggml_tq_is_float(op) && ggml_tq_is_whole(op, blocks) &&
+           op->src[1]->type == GGML_TYPE_I32 && ggml_tq_has_whole_rows(op->src[0], blocks);
 }
 
 static bool can_copy(const ggml_tensor * op) {
     const ggml_tensor *from = op->src[0], *to = op->src[1];
-    if (is_tq(from) && is_tq(to)) {
-        return from->type == to->type && has_whole_rows(from) && has_whole_rows(to);
+    if (ggml_tq_is(from) && ggml_tq_is(to)) {
+        return from->type == to->type && ggml_tq_has_whole_rows(from, blocks) && ggml_tq_has_whole_rows(to, blocks);
     }
-    return is_tq(from) ? is_float(to) && is_whole(to) && has_whole_rows(from)
-                       : is_float(from) && is_whole(from) && has_whole_rows(to);
+    return ggml_tq_is(from)
+               ? ggml_tq_is_float(to) && ggml_tq_is_whole(to, blocks) && ggml_tq_has_whole_rows(from, blocks)
+               : ggml_tq_is_float(from) && ggml_tq_is_whole(from, blocks) && ggml_tq_has_whole_rows(to, blocks);
 }
 
 static int attention_type(ggml_type type) {
@@ -90,10 +72,7 @@ static bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
     a = {};
     a.k = cache(k);
     a.v = cache(v);
-    if (q->type != GGML_TYPE_F32 || op->type != GGML_TYPE_F32 || a.k.type < 0 || a.v.type < 0 || k->ne[2] != v->ne[2] ||
-        k->ne[3] != v->ne[3] || q->ne[2] % k->ne[2] != 0 || q->ne[3] % k->ne[3] != 0 || q->nb[0] != sizeof(float) ||
-        !has_whole_rows(k) || !has_whole_rows(v) ||
-        (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != sizeof(ggml_fp16_t)))) {
+    if (a.k.type < 0 || a.v.type < 0 || !ggml_tq_fits(op, blocks)) {
         return false;
     }
     a.streams = (int) q->ne[3];
@@ -123,11 +102,6 @@ static bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
     const ggml_tensor *plain = op->src[GGML_TQ_SRC_QUERY], *mean = op->src[GGML_TQ_SRC_MEAN],
                       *turns = op->src[GGML_TQ_SRC_TURNS], *ids = op->src[GGML_TQ_SRC_CHUNK];
     if (ids) {
-        if (!plain || plain->type != GGML_TYPE_F32 || plain->nb[0] != sizeof(float) || !ggml_are_same_shape(plain, q) ||
-            !mean || mean->type != GGML_TYPE_F32 || !turns || turns->type != GGML_TYPE_F32 ||
-            ids->type != GGML_TYPE_I32) {
-            return false;
-        }
         a.q_plain = static_cast<const char *>(plain->data);
         a.qp_token_stride = (int64_t) plain->nb[1];
         a.qp_head_stride = (int64_t) plain->nb[2];
@@ -143,7 +117,7 @@ static bool describe(const ggml_tensor * op, tq_cuda_attn & a) {
 }
 
 bool ggml_cuda_tq_supports(int device, const ggml_tensor * op) {
-    if (!is_view(op) && !tq_cuda_supports(describe(device))) {
+    if (!ggml_tq_is_view(op) && !tq_cuda_supports(describe(device))) {
         return false;
     }
     tq_cuda_attn a;
@@ -157,7 +131,7 @@ bool ggml_cuda_tq_supports(int device, const ggml_tensor * op) {
         case GGML_OP_FLASH_ATTN_EXT:
             return describe(op, a) && tq_cuda_attn_supports(a, describe(device));
         default:
-            return is_view(op);
+            return ggml_tq_is_view(op);
     }
 }
 
@@ -191,9 +165,9 @@ bool ggml_cuda_tq_compute(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
             break;
         case GGML_OP_CPY: {
             const ggml_tensor * to = dst->src[1];
-            if (is_tq(src) && is_tq(to)) {
+            if (ggml_tq_is(src) && ggml_tq_is(to)) {
                 tq_cuda_copy(tq_type_from_id(src->type), view(src), view(to), stream);
-            } else if (is_tq(src)) {
+            } else if (ggml_tq_is(src)) {
                 tq_cuda_decode(tq_type_from_id(src->type), view(src), {}, view(to), to->type == GGML_TYPE_F16, stream);
             } else {
                 const tq_rows_store rows = store(src, nullptr, to);
@@ -240,7 +214,7 @@ static bool has_one_use(const ggml_cgraph * graph, const ggml_tensor * t) {
 // What a tensor is a view of, if nobody else sees it.
 static const ggml_tensor * origin(const ggml_cgraph * graph, const ggml_tensor * t) {
     while (has_one_use(graph, t)) {
-        if (!is_view(t) || !t->src[0]) {
+        if (!ggml_tq_is_view(t) || !t->src[0]) {
             return t;
         }
         t = t->src[0];
@@ -314,7 +288,7 @@ static attention_block find_block(const ggml_cgraph * graph, int i, int device) 
     const ggml_tensor * queries = nullptr;
     for (; i < graph->n_nodes; i++) {
         const ggml_tensor * node = graph->nodes[i];
-        if (is_view(node) || ggml_is_empty(node)) {
+        if (ggml_tq_is_view(node) || ggml_is_empty(node)) {
             continue;
         }
         if (ggml_cuda_op_mul_mat_use_fwht(node) && block.attention) {

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "device-ops.h"
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
 #include "metal/arguments.h"
@@ -40,22 +41,7 @@ struct attention {
 
 } // namespace
 
-static bool is_tq(const ggml_tensor * t) {
-    return tq_type_from_id(t->type) >= 0;
-}
-
-static bool is_float(const ggml_tensor * t) {
-    return t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16;
-}
-
-static bool is_whole(const ggml_tensor * t) {
-    return t->ne[0] % TQ_BLOCK == 0 && ggml_nelements(t) / TQ_BLOCK < (int64_t) 1 << 31;
-}
-
-// Blocks of a row must follow one another.
-static bool has_whole_rows(const ggml_tensor * t) {
-    return t->nb[0] == ggml_type_size(t->type) && is_whole(t);
-}
+constexpr int64_t blocks = (int64_t) 1 << 31; // fewer have numbers that the kernels can count with
 
 // --- SET_ROWS, GET_ROWS and copies ---
 
@@ -71,10 +57,10 @@ static tq_metal_tensor view(const ggml_tensor * t) {
 // From `src` to `dst`, of which one is of a TQ type, or both are of the same. Empty where there is no kernel for it.
 static std::vector<dispatch> plan_rows(const ggml_tensor * src, const ggml_tensor * ids, const ggml_tensor * dst,
                                        tq_metal_rows & a) {
-    const bool encodes = is_float(src), decodes = is_float(dst);
-    if (!(encodes ? is_whole(src) : is_tq(src) && has_whole_rows(src)) ||
-        !(decodes ? is_whole(dst) : is_tq(dst) && has_whole_rows(dst)) || (encodes && decodes) ||
-        (!encodes && !decodes && src->type != dst->type) ||
+    const bool encodes = ggml_tq_is_float(src), decodes = ggml_tq_is_float(dst);
+    if (!(encodes ? ggml_tq_is_whole(src, blocks) : ggml_tq_is(src) && ggml_tq_has_whole_rows(src, blocks)) ||
+        !(decodes ? ggml_tq_is_whole(dst, blocks) : ggml_tq_is(dst) && ggml_tq_has_whole_rows(dst, blocks)) ||
+        (encodes && decodes) || (!encodes && !decodes && src->type != dst->type) ||
         (ids && ids->type != GGML_TYPE_I32 && (ids->type != GGML_TYPE_I64 || decodes))) {
         return {};
     }
@@ -144,11 +130,8 @@ static bool describe(const ggml_tensor * op, attention & r) {
     tq_metal_attn & a = r.a;
     r.k_type = attention_type(k->type);
     r.v_type = attention_type(v->type);
-    if (q->type != GGML_TYPE_F32 || op->type != GGML_TYPE_F32 || r.k_type < 0 || r.v_type < 0 || !is_size(k->ne[0]) ||
-        !is_size(v->ne[0]) || k->ne[1] < 1 || k->ne[1] != v->ne[1] || k->ne[2] != v->ne[2] || k->ne[3] != v->ne[3] ||
-        q->ne[2] % k->ne[2] != 0 || q->ne[3] % k->ne[3] != 0 || q->nb[0] != sizeof(float) || !has_whole_rows(k) ||
-        !has_whole_rows(v) ||
-        (mask && (mask->type != GGML_TYPE_F16 || mask->nb[0] != sizeof(ggml_fp16_t) || mask->ne[1] < q->ne[1])) ||
+    if (r.k_type < 0 || r.v_type < 0 || !is_size(k->ne[0]) || !is_size(v->ne[0]) || k->ne[1] < 1 ||
+        k->ne[1] != v->ne[1] || !ggml_tq_fits(op, blocks) || (mask && mask->ne[1] < q->ne[1]) ||
         (sinks && sinks->type != GGML_TYPE_F32)) {
         return false;
     }
@@ -178,11 +161,6 @@ static bool describe(const ggml_tensor * op, attention & r) {
     const ggml_tensor *plain = op->src[GGML_TQ_SRC_QUERY], *mean = op->src[GGML_TQ_SRC_MEAN],
                       *turns = op->src[GGML_TQ_SRC_TURNS], *ids = op->src[GGML_TQ_SRC_CHUNK];
     if (ids) {
-        if (!plain || plain->type != GGML_TYPE_F32 || plain->nb[0] != sizeof(float) || !ggml_are_same_shape(plain, q) ||
-            !mean || mean->type != GGML_TYPE_F32 || !turns || turns->type != GGML_TYPE_F32 ||
-            ids->type != GGML_TYPE_I32) {
-            return false;
-        }
         a.is_centred = 1;
         set_strides(plain, a.plain_token, a.plain_head, a.plain_stream);
         a.chunks = (int) turns->ne[1];
@@ -315,8 +293,7 @@ static ggml_metal_pipeline_with_params pipeline_of(ggml_metal_library_t library,
 }
 
 bool ggml_metal_tq_supports(ggml_metal_device_t dev, const ggml_tensor * op) {
-    if (op->op == GGML_OP_NONE || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_VIEW || op->op == GGML_OP_PERMUTE ||
-        op->op == GGML_OP_TRANSPOSE) {
+    if (ggml_tq_is_view(op)) {
         return true;
     }
     const ggml_metal_device_props * props = ggml_metal_device_get_props(dev);
