@@ -195,18 +195,7 @@ const llama_tq_centring::layer * llama_tq_centring::find(const ggml_tensor * sto
 }
 
 int32_t llama_tq_centring::chunk(llama_pos pos, llama_token token) const {
-    const int32_t c = pos < 0 ? 0 : 1 + pos / LLAMA_TQ_CHUNK;
-    const bool as_it_was = c >= chunks || (pos == 0 && first_is_plain) ||
-                           (!plain.empty() && std::binary_search(plain.begin(), plain.end(), token));
-    return as_it_was ? 0 : c;
-}
-
-void llama_tq_centring::chunks_of(const llama_pos * cells, int64_t n, int32_t * out) const {
-    const uint32_t from = first_is_plain ? 1 : 0, count = (uint32_t) (chunks - 1) * LLAMA_TQ_CHUNK - from;
-    for (int64_t i = 0; i < n; i++) { // empty cells have position -1, the greatest of all as an unsigned number
-        const uint32_t pos = (uint32_t) cells[i];
-        out[i] = pos - from < count ? 1 + (int32_t) (pos / LLAMA_TQ_CHUNK) : 0;
-    }
+    return !plain.empty() && std::binary_search(plain.begin(), plain.end(), token) ? 0 : centred().chunk(pos);
 }
 
 ggml_tensor * llama_tq_centring::centres(ggml_context * ctx, const layer & l, ggml_tensor * row, ggml_tensor * pos) {
@@ -451,7 +440,8 @@ public:
         for (int64_t s = 0; s < n_stream; s++) {
             const llama_kv_cells & all = cache.get_cells(ubatch->seq_id[s * ubatch->n_tokens / n_stream][0]);
             if (!centring.needs_tokens() && !cell_row) {
-                centring.chunks_of(all.pos_data(), n_kv, chunks.data() + s * n_kv);
+                std::transform(all.pos_data(), all.pos_data() + n_kv, chunks.begin() + s * n_kv,
+                               [in = centring.centred()](llama_pos pos) { return in.chunk(pos); });
                 continue;
             }
             for (int64_t i = 0; i < n_kv; i++) {

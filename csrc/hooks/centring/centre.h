@@ -61,8 +61,18 @@ public:
 
     // The row of `turns` for a cell: 0 where its key is as it was.
     int32_t chunk(llama_pos pos, llama_token token) const;
-    // Of n cells with these positions, -1 where empty, if no token decides
-    void chunks_of(const llama_pos * cells, int64_t n, int32_t * out) const;
+
+    // Where keys are centred, if no token decides. Small, so that a loop over the cells keeps it in registers.
+    struct positions {
+        uint32_t first, end;
+
+        // 0 outside; -1 is the position of an empty cell
+        int32_t chunk(llama_pos pos) const {
+            const uint32_t p = (uint32_t) pos;
+            return p >= first && p < end ? 1 + (int32_t) (p / LLAMA_TQ_CHUNK) : 0;
+        }
+    };
+    positions centred() const { return {first_is_plain ? 1u : 0u, (uint32_t) (chunks - 1) * LLAMA_TQ_CHUNK}; }
 
     // Centres of n keys, [head, heads, n], for I32 [n] `row` of `rows` and `pos`, the chunk's first.
     static ggml_tensor * centres(ggml_context * ctx, const layer & l, ggml_tensor * row, ggml_tensor * pos);
