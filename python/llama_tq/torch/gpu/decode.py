@@ -43,6 +43,12 @@ _HEADROOM = tl.constexpr(12.0)  # weights are 2^12 times what they are, so that 
 
 
 @triton.jit
+def capped(score, softcap):
+    """softcap * tanh(score / softcap), to base 2; tanh(x) is 1 - 2 / (e^2x + 1)."""
+    return (softcap * LOG2E) * (1.0 - 2.0 / (tl.exp2(score / softcap * (2.0 * LOG2E)) + 1.0))
+
+
+@triton.jit
 def _axis(N: tl.constexpr, AT: tl.constexpr, LAST: tl.constexpr):
     """0 to N - 1 along one of five dimensions: lanes t, g, warps, two of registers; LAST: the other way."""
     x = tl.arange(0, N)
@@ -221,9 +227,7 @@ def decode_kernel(
         unit = ((k_top + 101) << 23).to(tl.float32, bitcast=True)
         score = tl.dot(number, query) * (unit[:, None] * top[None, :])[:, None, :]
         if CAPPED:
-            # tanh(x) = 1 - 2 / (e^2x + 1)
-            x = score / softcap
-            score = (softcap * LOG2E) * (1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0))
+            score = capped(score, softcap)
         n = first + row_of
         seen = (n < end)[:, :, None] & used[None, None, :]
         if CAUSAL:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .blocks import rotate
-from .decode import BOOL_MASK, LOG2E, NO_MASK
+from .decode import BOOL_MASK, LOG2E, NO_MASK, capped
 from .queries import from_quarters, load_queries, to_quarters
 from .words import choose_book, exponent, load_block, offsets, pair_scales, values_of_row
 
@@ -156,9 +156,7 @@ def prefill_kernel(
         number, unit = _unpack(word, x0, x1, x2, x3, K_BOOKS, K_BITS, ASM, LAST)
         score = tl.dot(query, tl.trans(number)) * top[:, None] * unit[None, :]
         if CAPPED:
-            # tanh(x) = 1 - 2 / (e^2x + 1)
-            x = score / softcap
-            score = (softcap * LOG2E) * (1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0))
+            score = capped(score, softcap)
         seen = (n < end)[None, :] & used[:, None]
         if CAUSAL:
             seen &= n[None, :] <= past + token[:, None]
