@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tq_blocks.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -16,13 +18,6 @@ extern "C" {
 #else
 #    define TQ_API __attribute__((visibility("default")))
 #endif
-
-enum tq_type {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) TQ_TYPE_##NAME,
-#include "types.def"
-#undef TQ_TYPE
-    TQ_TYPE_COUNT,
-};
 
 struct tq_type_info {
     const char * name;

@@ -1,6 +1,14 @@
 // Block structs of FORMAT.md. Shared by C, C++, CUDA and Metal.
 #pragma once
 
+// Types by number, dense.
+enum tq_type {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) TQ_TYPE_##NAME,
+#include "types.def"
+#undef TQ_TYPE
+    TQ_TYPE_COUNT,
+};
+
 #define TQ_BLOCK 32     // values in a block
 #define TQ_SUB_BLOCK 16 // values under one scale
 

@@ -94,6 +94,46 @@ static inline unsigned tq_host_prmt(unsigned a, unsigned b, unsigned s) {
 
 #define TQ_LANES 32 // share the work on a block
 
+// --- types by number ---
+
+TQ_CONST_FN int tq_dev_bits(int type) {
+    switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    case TQ_TYPE_##NAME:                                   \
+        return bits;
+#include "types.def"
+#undef TQ_TYPE
+        default:
+            return 0;
+    }
+}
+
+// Of a block; 0 for other types.
+TQ_CONST_FN int tq_dev_bytes(int type) {
+    switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    case TQ_TYPE_##NAME:                                   \
+        return bytes;
+#include "types.def"
+#undef TQ_TYPE
+        default:
+            return 0;
+    }
+}
+
+// Both codebooks, one after the other.
+TQ_FN TQ_BOOK const signed char * tq_dev_books(int type) {
+    switch (type) {
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
+    case TQ_TYPE_##NAME:                                   \
+        return tq_codebook_##name[0];
+#include "types.def"
+#undef TQ_TYPE
+        default:
+            return 0;
+    }
+}
+
 // --- scales ---
 
 TQ_FN float tq_dev_scale_of(int code) {

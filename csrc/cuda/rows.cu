@@ -24,28 +24,6 @@ template <int type> struct spec;
 #include "types.def"
 #undef TQ_TYPE
 
-static __device__ __forceinline__ int bits_of(int type) {
-    switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
-    case TQ_TYPE_##NAME:                                   \
-        return bits;
-#include "types.def"
-#undef TQ_TYPE
-    }
-    return 0;
-}
-
-static __device__ __forceinline__ const signed char * books_of(int type) {
-    switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
-    case TQ_TYPE_##NAME:                                   \
-        return tq_codebook_##name[0];
-#include "types.def"
-#undef TQ_TYPE
-    }
-    return nullptr;
-}
-
 // A place in a tensor: block i0 of row (i1, i2, i3).
 struct position {
     unsigned i0, i1, i2, i3;
@@ -255,14 +233,14 @@ template <int width> __global__ __launch_bounds__(warps * TQ_LANES, 3) void enco
     distance_table & distances = *reinterpret_cast<distance_table *>(shared);
     __shared__ __align__(16) float values[warps][2 * TQ_BLOCK];
     const tq_rows_store & job = jobs.of[blockIdx.y];
-    const int type = job.type, bits = bits_of(type);
+    const int type = job.type, bits = tq_dev_bits(type);
     for (int i = threadIdx.x; i < (int) sizeof(distances) / 16; i += blockDim.x) {
         tq_cuda::copy_start<16>(tq_cuda::place_of(shared) + 16 * i,
                                 reinterpret_cast<const char *>(&distances_of(type)) + 16 * i);
     }
     tq_cuda::copy_commit();
     for (int i = threadIdx.x; i < 2 << bits; i += blockDim.x) {
-        books[i >> bits][i & ((1 << bits) - 1)] = books_of(type)[i];
+        books[i >> bits][i & ((1 << bits) - 1)] = tq_dev_books(type)[i];
     }
 
     const int warp = threadIdx.x / TQ_LANES, lane = threadIdx.x % TQ_LANES;
@@ -334,7 +312,7 @@ __global__ void decode(tq_rows_view src, tq_rows_ids ids, tq_rows_view dst, bool
         } else {
             in = at(src, position_of(src, b), src.nb[0]);
         }
-        const float value = tq_dev_value(T::bits, books_of(type), (const unsigned char *) in, lane);
+        const float value = tq_dev_value(T::bits, tq_dev_books(type), (const unsigned char *) in, lane);
         char * out = at(dst, to, TQ_BLOCK * dst.nb[0]) + lane * dst.nb[0];
         if (dst_is_half) {
             *(half *) out = __float2half_rn(value);

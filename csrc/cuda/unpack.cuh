@@ -299,17 +299,7 @@ __device__ __forceinline__ void stage_rows(char * to, const staging & s, const c
 }
 
 inline int block_bytes(int type) {
-    switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
-    case TQ_TYPE_##NAME:                                   \
-        return bytes;
-#include "types.def"
-#undef TQ_TYPE
-        case TQ_CUDA_Q8_0:
-            return 34;
-        default:
-            return 64;
-    }
+    return type == TQ_CUDA_F16 ? 64 : type == TQ_CUDA_Q8_0 ? 34 : tq_dev_bytes(type);
 }
 
 inline staging staging_of(const tq_cuda_cache & c) {

@@ -7,14 +7,8 @@
 #    include <stdint.h>
 #endif
 
-// Types by number: enum tq_type, then the others that attention takes.
-enum {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) TQ_METAL_##NAME,
-#include "types.def"
-#undef TQ_TYPE
-    TQ_METAL_Q8_0,
-    TQ_METAL_F16,
-};
+// Types of K and V: enum tq_type, or one of these.
+enum { TQ_METAL_Q8_0 = TQ_TYPE_COUNT, TQ_METAL_F16 };
 
 // Function constants.
 #define TQ_METAL_TYPE 0 // of the blocks that are encoded or decoded

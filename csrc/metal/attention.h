@@ -41,8 +41,8 @@ static inline float tq_load_half(device const uchar * p) {
 // The levels of both codebooks as floats, by all threads.
 static inline void tq_load_books(int type, threadgroup float * to, uint thread_index, uint threads) {
     if (tq_is_tq(type)) {
-        TQ_BOOK const signed char * from = tq_books_of(type);
-        for (uint i = thread_index; i < (uint) (2 << tq_spec_of(type).bits); i += threads) {
+        TQ_BOOK const signed char * from = tq_dev_books(type);
+        for (uint i = thread_index; i < (uint) (2 << tq_dev_bits(type)); i += threads) {
             to[i] = (float) from[i];
         }
     }
@@ -62,7 +62,7 @@ static inline tq_opened tq_open(int type, device const uchar * block, threadgrou
     r.scale[0] = r.scale[1] = 1.0f;
     if (tq_is_tq(type)) {
         const uint word = tq_load_short(block);
-        r.book = books + (word >> 15 << tq_spec_of(type).bits);
+        r.book = books + (word >> 15 << tq_dev_bits(type));
         r.scale[0] = tq_dev_scale(word, 0);
         r.scale[1] = tq_dev_scale(word, 1);
     } else if (type == TQ_METAL_Q8_0) {
@@ -86,7 +86,7 @@ static inline void tq_four(int type, thread const tq_opened & r, uint i, thread 
         }
         return;
     }
-    const int bits = tq_spec_of(type).bits;
+    const int bits = tq_dev_bits(type);
     const uint low = tq_load_short(r.body + (bits == 4 ? 2 * i : 2 * (i & 3)));
     const uint high = bits == 3 ? tq_load_short(r.body + 8 + 2 * (i & 1)) : 0;
     for (uint j = 0; j < 4; j++) { // byte j & 1, sub-block j >> 1
@@ -203,6 +203,32 @@ static inline float tq_lacking(constant const tq_metal_attn & a, device const uc
 // The chunk of a row; 0 adds nothing.
 static inline int tq_chunk(constant const tq_metal_attn & a, device const int * ids, int kv_stream, int row) {
     return a.is_centred && row < a.kv_rows ? ids[kv_stream * (int64_t) a.kv_rows + row] : 0;
+}
+
+// Adds to the scores of a lane's row what their products with centred keys lack. `lacking` is that of chunk `known`,
+// and both are kept from tile to tile: a tile has mostly one chunk or two.
+template <int N>
+static inline void tq_add_lacking(constant const tq_metal_attn & a, device const uchar * plain,
+                                  device const float * mean, device const float * turns,
+                                  thread const tq_column (&columns)[N], int kv_head, int stream, int chunk, uint lane,
+                                  thread int & known, thread float (&lacking)[N], thread float (&score)[N]) {
+    while (simd_any(chunk != 0)) {
+        const int next = simd_max(chunk);
+        if (next != known) {
+#pragma unroll
+            for (int c = 0; c < N; c++) {
+                lacking[c] = tq_lacking(a, plain, mean, turns, columns[c], kv_head, stream, next, lane);
+            }
+            known = next;
+        }
+        if (chunk == next) {
+#pragma unroll
+            for (int c = 0; c < N; c++) {
+                score[c] += lacking[c];
+            }
+            chunk = 0;
+        }
+    }
 }
 
 // --- the last step ---

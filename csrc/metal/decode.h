@@ -85,24 +85,8 @@ kernel void kernel_tq_decode_attention(TQ_METAL_ATTENTION, threadgroup char * sh
                 }
             }
         }
-        int chunk = opened ? tq_chunk(a, ids, kv_stream, row) : 0;
-        while (simd_any(chunk != 0)) { // mostly one or two in a tile
-            const int next = simd_max(chunk);
-            if (next != known) {
-#pragma unroll
-                for (int c = 0; c < COLUMNS; c++) {
-                    lacking[c] = tq_lacking(a, plain, mean, turns, columns[c], kv_head, stream, next, lane);
-                }
-                known = next;
-            }
-            if (chunk == next) {
-#pragma unroll
-                for (int c = 0; c < COLUMNS; c++) {
-                    score[c] += lacking[c];
-                }
-                chunk = 0;
-            }
-        }
+        tq_add_lacking(a, plain, mean, turns, columns, kv_head, stream, opened ? tq_chunk(a, ids, kv_stream, row) : 0,
+                       lane, known, lacking, score);
 
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {

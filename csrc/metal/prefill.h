@@ -146,24 +146,8 @@ kernel void kernel_tq_prefill_attention(TQ_METAL_ATTENTION, threadgroup char * s
             for (int c = 0; c < TQ_METAL_PREFILL_COLUMNS; c++) {
                 score[c] = scores[c * TQ_METAL_TILE + lane] * factor[c];
             }
-            int chunk = opened ? tq_chunk(a, ids, kv_stream, row) : 0;
-            while (simd_any(chunk != 0)) { // mostly one or two in a tile
-                const int now = simd_max(chunk);
-                if (now != known) {
-#pragma unroll
-                    for (int c = 0; c < TQ_METAL_PREFILL_COLUMNS; c++) {
-                        lacking[c] = tq_lacking(a, plain, mean, turns, columns[c], kv_head, stream, now, lane);
-                    }
-                    known = now;
-                }
-                if (chunk == now) {
-#pragma unroll
-                    for (int c = 0; c < TQ_METAL_PREFILL_COLUMNS; c++) {
-                        score[c] += lacking[c];
-                    }
-                    chunk = 0;
-                }
-            }
+            tq_add_lacking(a, plain, mean, turns, columns, kv_head, stream,
+                           opened ? tq_chunk(a, ids, kv_stream, row) : 0, lane, known, lacking, score);
             bool grows = false; // whether any maximum does: the same for all lanes
 #pragma unroll
             for (int c = 0; c < TQ_METAL_PREFILL_COLUMNS; c++) {

@@ -16,7 +16,7 @@ static inline tq_dev_spec tq_spec_of(int type) {
     tq_dev_spec s = {0, 0, 0.0f};
     switch (type) {
 #define TQ_TYPE(NAME, name, id, bits_, bytes, start_, count_) \
-    case TQ_METAL_##NAME:                                     \
+    case TQ_TYPE_##NAME:                                      \
         s.bits = bits_;                                       \
         s.count = count_;                                     \
         s.start = start_ / 16384.0f;                          \
@@ -28,27 +28,7 @@ static inline tq_dev_spec tq_spec_of(int type) {
 }
 
 static inline int tq_bytes_of(int type) {
-    switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
-    case TQ_METAL_##NAME:                                  \
-        return bytes;
-#include "types.def"
-#undef TQ_TYPE
-        case TQ_METAL_Q8_0:
-            return 34;
-    }
-    return 64;
-}
-
-static inline TQ_BOOK const signed char * tq_books_of(int type) {
-    switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count) \
-    case TQ_METAL_##NAME:                                  \
-        return tq_codebook_##name[0];
-#include "types.def"
-#undef TQ_TYPE
-    }
-    return tq_codebook_tq4_0[0];
+    return type == TQ_METAL_F16 ? 64 : type == TQ_METAL_Q8_0 ? 34 : tq_dev_bytes(type);
 }
 
 // --- places ---
@@ -183,7 +163,7 @@ kernel void kernel_tq_encode(constant const tq_metal_rows & a, device const ucha
     threadgroup uchar * indices = (threadgroup uchar *) shared + TQ_METAL_ENCODE_TABLE +
                                   TQ_METAL_ROWS_SIMDS * values * sizeof(float) + simd * values;
     const tq_dev_spec spec = tq_spec_of(tq_type);
-    TQ_BOOK const signed char * books = tq_books_of(tq_type);
+    TQ_BOOK const signed char * books = tq_dev_books(tq_type);
     const int bytes = tq_bytes_of(tq_type);
 
     for (uint i = simd * TQ_METAL_SIMD + lane; i < TQ_DISTANCES; i += TQ_METAL_ROWS_SIMDS * TQ_METAL_SIMD) {
@@ -252,7 +232,7 @@ kernel void kernel_tq_decode(constant const tq_metal_rows & a, device const ucha
         in += to.i0 * (int64_t) bytes + tq_load_id(a, ids, to.i1, to.i2, to.i3) * a.src.nb[1] + to.i2 * a.src.nb[2] +
               to.i3 * a.src.nb[3];
     }
-    const float value = tq_dev_value(tq_spec_of(tq_type).bits, tq_books_of(tq_type), in, (int) lane);
+    const float value = tq_dev_value(tq_dev_bits(tq_type), tq_dev_books(tq_type), in, (int) lane);
     device uchar * out = dst + tq_offset_of(a.dst, to, TQ_BLOCK * a.dst.nb[0]) + lane * a.dst.nb[0];
     if (tq_half) {
         *(device half *) out = (half) value;
