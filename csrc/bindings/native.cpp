@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "aborts.h"
 #include "centring/centre.h"
 #include "llama-ext.h"
-#include "llama-tq.h"
 
 namespace py = pybind11;
 
@@ -61,11 +61,9 @@ py::list memory_of(std::uintptr_t context) {
 void begin_log() {
     llama_log_get(&collected.previous, &collected.previous_data);
     llama_log_set(collect, nullptr);
-    llama_tq_catch_aborts(true);
 }
 
 py::list end_log() {
-    llama_tq_catch_aborts(false);
     llama_log_set(collected.previous, collected.previous_data);
     const std::lock_guard<std::mutex> lock(collected.mutex);
     py::list lines;
@@ -85,6 +83,7 @@ py::dict means_of(std::uintptr_t address, int threads) {
     std::shared_ptr<const llama_tq_means> means;
     {
         const py::gil_scoped_release release;
+        const llama_tq_aborts aborts(true);
         means = llama_tq_means_of(model, threads);
     }
     py::list layers;
@@ -116,8 +115,6 @@ PYBIND11_MODULE(_native, module) {
         "The mean keys of the llama_model at this address: known, read or measured. RuntimeError where the model "
         "cannot read the prompt that shows them. For each layer: mean, float32 (kv heads * head,), zeros for "
         "heads left as they are; heads that are centred; energy of held-out keys before and after.");
-    module.def("begin_log", begin_log,
-               "From now on llama.cpp's log is collected instead of going where it went, and what ggml would end the "
-               "process for in this thread is an error of the call, where llama.cpp catches errors.");
+    module.def("begin_log", begin_log, "From now on llama.cpp's log is collected instead of going where it went.");
     module.def("end_log", end_log, "Stop, and return what was collected: (level, bytes) per message.");
 }
