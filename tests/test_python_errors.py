@@ -20,6 +20,7 @@ import llama_models
 from llama_session import Session
 from llama_tq import Pair
 from llama_tq.runtime import embedded
+from llama_tq.runtime.means import means
 from llama_tq.runtime.models import Context, Model
 
 TQ = {"type_k": "tq4_0", "type_v": "tq3_0"}
@@ -173,6 +174,14 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "tokens for a model that was left": (
         lambda: left(lambda model, _: model.tokenize("x")),
         "RuntimeError: llama_vocab_type: the vocabulary is NULL: closed",
+    ),
+    "the means of a model that was left": (
+        lambda: left(lambda model, _: means(model)),
+        "ValueError: there is nothing at this address: closed",
+    ),
+    "the memory of a context that was left": (
+        lambda: left(lambda _, context: context.memory),
+        "ValueError: there is nothing at this address: closed",
     ),
     "tokens for a context that was left": (
         lambda: left(lambda _, context: context.decode(np.ones(4, np.int32), 0)),

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,6 +36,13 @@ void collect(ggml_log_level level, const char * text, void *) {
     }
 }
 
+template <typename T> const T & at(std::uintptr_t address) {
+    if (!address) {
+        throw std::invalid_argument("there is nothing at this address: closed, or never made");
+    }
+    return *reinterpret_cast<const T *>(address);
+}
+
 // Main memory that is pinned for a GPU is the CPU's.
 std::string device_of(ggml_backend_buffer_type_t type) {
     ggml_backend_dev_t device = ggml_backend_buft_is_host(type) ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)
@@ -44,7 +52,7 @@ std::string device_of(ggml_backend_buffer_type_t type) {
 
 py::list memory_of(std::uintptr_t context) {
     std::map<std::string, llama_memory_breakdown_data> sums;
-    const auto parts = llama_get_memory_breakdown(reinterpret_cast<const llama_context *>(context));
+    const auto parts = llama_get_memory_breakdown(&at<llama_context>(context));
     for (const auto & [type, bytes] : parts) {
         llama_memory_breakdown_data & sum = sums[device_of(type)];
         sum.model += bytes.model;
@@ -75,11 +83,11 @@ py::list end_log() {
 }
 
 std::string not_centred(std::uintptr_t model) {
-    return llama_tq_not_centred(*reinterpret_cast<const llama_model *>(model));
+    return llama_tq_not_centred(at<llama_model>(model));
 }
 
 py::dict means_of(std::uintptr_t address, int threads) {
-    const llama_model & model = *reinterpret_cast<const llama_model *>(address);
+    const llama_model & model = at<llama_model>(address);
     std::shared_ptr<const llama_tq_means> means;
     {
         const py::gil_scoped_release release;
