@@ -224,7 +224,6 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
 
     W w;
     const bool planes = a.k.type == TQ_TYPE_TQ3_0 || a.k.type == TQ_TYPE_TQ2_1;
-    const bool k_is_tq = a.k.type < TQ_TYPE_COUNT, v_is_tq = a.v.type < TQ_TYPE_COUNT;
     const int first_token = token_of(0), key_blocks = a.k.dim / TQ_BLOCK, value_blocks = a.v.dim / TQ_BLOCK;
     const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
 
@@ -288,7 +287,7 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
             }
             if (lane == 0) {
                 const int mask = (a.mask_heads > 1 ? column : token_of(column) - first_token) * tile;
-                constants[column] = make_float4(up * (k_is_tq ? 16.0f : 1.0f) * to_score, slope_of(column) * log2e,
+                constants[column] = make_float4(up * unit_of(a.k.type) * to_score, slope_of(column) * log2e,
                                                 __int_as_float(mask), offset_factor);
             }
         }
@@ -601,7 +600,6 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         }
     }
     __syncthreads();
-    const float v_unit = v_is_tq ? 16.0f : 1.0f;
     for (int column = warp; column < W::columns && first_column + column < p.columns; column += warps) {
         float most = -INFINITY, total = 0.0f, x[D / 32] = {};
 #pragma unroll 1 // what runs once takes as long as its code is
@@ -622,7 +620,7 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         const int token = token_of(column), head = head_of(column);
         const int64_t place = ((int64_t) stream * a.tokens + token) * a.heads + head;
         float * out = a.out + place * a.v.dim;
-        float scale = v_unit;
+        float scale = unit_of(a.v.type);
         if (p.splits == 1) {
             scale *= finish(most, total, a.sinks, head);
         } else {

@@ -2,8 +2,8 @@
 //
 // A look-up gives bytes of level + 128. A byte under 0x64 is the half 1024 + byte, so fma(half, s, -1152 s) is the
 // level times the scale: one prmt and one fma for two values. The product has 4 + 7 significant bits, so nothing is
-// rounded. Scales are 2^-4 of what they are, so that 1152 times the largest fits a half; the kernels give the 16 back
-// to sums. A scale below 2^-17 (a block whose largest value is below 0.001) is rounded to a multiple of 2^-20, one
+// rounded. Scales are 2^-5 of what they are, so that 1152 times the largest, 960, fits a half; the kernels give the 32
+// back to sums. A scale below 2^-16 (a block whose largest value is below 0.002) is rounded to a multiple of 2^-19, one
 // below that possibly to zero.
 #pragma once
 
@@ -14,6 +14,11 @@
 namespace tq_cuda {
 
 constexpr unsigned magic = 0x64646464u;
+
+// What sums of unpacked values are multiplied with.
+__device__ __forceinline__ float unit_of(int type) {
+    return type < TQ_TYPE_COUNT ? 32.0f : 1.0f;
+}
 
 __device__ __forceinline__ half2 widen_low(unsigned levels) { // bytes 0 and 1
     return as_half2(TQ_PRMT(levels, magic, 0x4140));
@@ -28,7 +33,7 @@ __device__ __forceinline__ half2 widen_high(unsigned levels) { // bytes 2 and 3
 __device__ __forceinline__ half2 decode_scales(unsigned w) {
     const unsigned codes = (w & 0x7C00u) * 0x10001u - 0x08000800u + ((w << 7 & 0x780u) | (w << 18 & 0x7800000u));
     const unsigned signs = (w << 11 & 0x8000u) | (w << 22 & 0x80000000u);
-    const half2 scales = multiply(as_half2(codes | signs), as_half2(0x14001400u)); // 2^-10
+    const half2 scales = multiply(as_half2(codes | signs), as_half2(0x10001000u)); // 2^-11
     return as_half2(w & 0x7800u ? as_word(scales) : 0u);
 }
 
