@@ -96,12 +96,19 @@ def build_damager(target: str, directory: Path) -> str:
 
 
 def link_bindings(library: Path, package: Path) -> None:
-    """llama_tq._core with sanitizers, into a package."""
-    bindings = [CSRC / "bindings" / name for name in ("core.cpp", "attention.cpp")]
-    includes = [f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    module = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    options = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", *SANITIZERS, "-O0", *includes]
-    subprocess.run(["c++", *options, *bindings, library, "-o", module], check=True)
+    """llama_tq._core with sanitizers, and llama_tq._native over the installed llama.cpp, into a package."""
+    own = [CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+    llama_cpp = [*headers(), headers()[0].parent / "src"]
+    link = [f"-L{libraries()}", f"-Wl,-rpath,{libraries()}", "-lllama", "-lggml", "-lggml-base"]
+    for name, sources, folders, rest in (
+        ("_core", ("core.cpp", "attention.cpp"), own, [library]),
+        ("_native", ("native.cpp",), [*own, *llama_cpp], link),
+    ):
+        paths = [CSRC / "bindings" / source for source in sources]
+        includes = [f"-I{folder}" for folder in folders]
+        module = package / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        options = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", *SANITIZERS, "-O0", *includes]
+        subprocess.run(["c++", *options, *paths, *rest, "-o", module], check=True)
 
 
 def preload_sanitizers() -> dict[str, str]:
