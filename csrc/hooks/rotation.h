@@ -21,9 +21,7 @@ public:
     ggml_tensor * k() const { return rotates_k; }
     ggml_tensor * v() const { return rotates_v; }
 
-    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & breakdown) const {
-        buffers.add_memory(breakdown);
-    }
+    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & breakdown) const { buffers.add_memory(breakdown); }
 
 private:
     ggml_tensor *rotates_k, *rotates_v;

@@ -77,9 +77,7 @@ public:
     // Centres of n keys, [head, heads, n], for I32 [n] `row` of `rows` and `pos`, the chunk's first.
     static ggml_tensor * centres(ggml_context * ctx, const layer & l, ggml_tensor * row, ggml_tensor * pos);
 
-    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & breakdown) const {
-        buffers.add_memory(breakdown);
-    }
+    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & breakdown) const { buffers.add_memory(breakdown); }
 
     // --- saved states ---
 
