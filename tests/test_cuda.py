@@ -114,7 +114,9 @@ def is_short(case: cuda_checks.Case) -> bool:
 SHORT = list(filter(is_short, cuda_checks.CASES))
 
 
-@pytest.mark.parametrize("case", [*SHORT[::4], *(case for case in SHORT if case.centre or case.largest)], ids=str)
+@pytest.mark.parametrize(
+    "case", [*SHORT[::4], *(case for case in SHORT if case.centre or case.largest)], ids=str
+)
 def test_attention_on_the_host(host: Path, case: cuda_checks.Case):
     on_the_host(host, case)
 
@@ -122,6 +124,11 @@ def test_attention_on_the_host(host: Path, case: cuda_checks.Case):
 @pytest.mark.parametrize("problem", [r for r in cuda_checks.ROTATED if is_short(r[0])], ids=str)
 def test_attention_that_rotates_on_the_host(host: Path, problem: tuple):
     on_the_host(host, problem[0], rotation=problem[1])
+
+
+@pytest.mark.parametrize("problem", cuda_checks.ADDED, ids=str)
+def test_attention_that_stores_on_the_host(host: Path, problem: tuple):
+    cuda_checks.check_added([str(host / "cuda_driver")], *problem)
 
 
 def nvcc() -> str:
