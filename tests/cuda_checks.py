@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import subprocess
 
@@ -109,9 +110,22 @@ def solve(
     return answer, bound
 
 
-def pack(problem: Problem, heads_first: bool, rotation: tuple[int, int]) -> bytes:
+@dataclasses.dataclass
+class Added:
+    """Rows that attention stores first: float32 [token, kv head, value], and their numbers in the caches of
+    all streams, one after the other, each of `cache_rows`.
+    """
+
+    k: np.ndarray
+    v: np.ndarray
+    ids: np.ndarray
+    cache_rows: int
+
+
+def pack(problem: Problem, heads_first: bool, rotation: tuple[int, int], added: Added | None = None) -> bytes:
     """The input of cuda_driver.cu."""
     case, centre = problem.case, problem.centre
+    cache_rows = added.cache_rows if added else case.rows
     masks = (0, 0) if problem.mask is None else problem.mask.shape[:2]
     numbers = [case.streams, case.tokens, case.heads, case.streams, case.kv_heads, case.rows]
     numbers += [case.k_dim, case.v_dim, TYPES.index(case.k), TYPES.index(case.v)]
@@ -120,22 +134,78 @@ def pack(problem: Problem, heads_first: bool, rotation: tuple[int, int]) -> byte
         numbers += [1, len(centre.turns), case.rope_dims or case.k_dim, case.neox]
     else:
         numbers += [0] * 4
-    numbers += [heads_first, *rotation, 0, 0]
-    header = struct.pack("24q3f4x", *map(int, numbers), problem.scale, case.max_bias, case.softcap)
+    numbers += [
+        heads_first,
+        *rotation,
+        *((len(added.ids), added.ids.itemsize) if added else (0, 0)),
+        cache_rows,
+        0,
+    ]
+    header = struct.pack("26q3f4x", *map(int, numbers), problem.scale, case.max_bias, case.softcap)
     k, v = (x if heads_first else np.ascontiguousarray(x.swapaxes(1, 2)) for x in (problem.k, problem.v))
     arrays = [problem.q, k, v, problem.mask, problem.sinks]
     if centre is not None:
         arrays += [centre.plain, centre.mean, centre.turns, centre.chunk]
+    if added is not None:
+        arrays += [added.ids, added.k, added.v]
     return header + b"".join(array.tobytes() for array in arrays if array is not None)
 
 
 def run(
     command: list[str], problem: Problem, heads_first: bool = True, rotation: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    data = pack(problem, heads_first, rotation)
+    return answer_of(problem, output(command, problem, pack(problem, heads_first, rotation)))
+
+
+def output(command: list[str], problem: Problem, data: bytes) -> bytes:
     result = subprocess.run([*command, "attention"], input=data, capture_output=True)
     assert result.returncode == 0, f"{problem.case}: {result.returncode}, {result.stderr.decode()}"
-    return np.frombuffer(result.stdout, np.float32).reshape(*problem.q.shape[:-1], problem.case.v_dim)
+    return result.stdout
+
+
+def answer_of(problem: Problem, data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.float32).reshape(*problem.q.shape[:-1], problem.case.v_dim)
+
+
+def check_added(
+    command: list[str],
+    case: Case,
+    rows: list[list[int]],
+    rotation: tuple[int, int] = (0, 0),
+    id_bytes: int = 8,
+) -> None:
+    """Attention that stores `rows`, those of each stream: the caches hold what the encoder writes (the
+    driver compares rotated rows, too), all else is as it was, and the answer is that over these caches. Rows
+    from case.rows on are stored and not attended to.
+    """
+    problem = attention_checks.make(case)
+    rng = np.random.default_rng(len(rows))
+    cache_rows = max(case.rows, *(row + 1 for stream in rows for row in stream)) + 2
+    stream = np.repeat(np.arange(case.streams), [len(r) for r in rows])
+    row = np.concatenate([np.array(r, int) for r in rows])
+    caches, values = [], []
+    for type, dim, seen in ((case.k, case.k_dim, problem.k), (case.v, case.v_dim, problem.v)):
+        cache = np.full((case.streams, cache_rows, *seen.shape[2:]), 0xA5, np.uint8)
+        cache[:, : case.rows] = seen
+        values.append(rng.standard_normal((len(row), case.kv_heads, dim)).astype(np.float32))
+        caches.append(cache)
+        if type in reference.TYPES:
+            cache[stream, row] = 0xFF
+    added = Added(*values, (stream * cache_rows + row).astype(f"i{id_bytes}"), cache_rows)
+    problem = dataclasses.replace(problem, k=caches[0], v=caches[1])
+    data = output(command, problem, pack(problem, True, rotation, added))
+    size = problem.q[..., 0].size * case.v_dim * 4
+    for i, (type, runs) in enumerate(zip((case.k, case.v), rotation, strict=True)):
+        begin = size + i * caches[0].size
+        stored = np.frombuffer(data[begin : begin + caches[i].size], np.uint8).reshape(caches[i].shape)
+        if type in reference.TYPES and runs == 0:
+            caches[i][stream, row] = reference.quantize(values[i], type)
+        elif type in reference.TYPES:
+            caches[i][stream, row] = stored[stream, row]
+        assert np.array_equal(stored, caches[i])
+    problem = dataclasses.replace(problem, k=caches[0][:, : case.rows], v=caches[1][:, : case.rows])
+    answer, bound = solve(problem, rotation)
+    attention_checks.assert_within(answer_of(problem, data[:size]), answer, bound)
 
 
 PAIRS = [(k, v) for k in TYPES for v in TYPES if k in reference.TYPES or v in reference.TYPES]
@@ -212,4 +282,30 @@ ROTATED = [
         ("tq3_0", "tq2_1", 70, 300, 64, 64, 64),
         ("tq4_0", "tq4_0", 70, 200, 256, 256, 64),
     )
+]
+ADDED = [  # rows of each stream, rotation, bytes of a number
+    # on the way: one token, one stream; at 310 and 905 it is not attended to
+    *((Case(rows=300, kv_heads=2), [[row]], (128, 64), 8) for row in (0, 31, 32, 150, 288, 299, 310)),
+    *((Case(rows=900, heads=8), [[row]], (0, 0), 4) for row in (0, 400, 899, 905)),
+    *((Case(k=k, v=v, rows=100), [[40]], (0, 0), 8) for k, v in PAIRS),
+    *((Case(rows=290, heads=2 * group, kv_heads=2), [[280]], (32, 32), 8) for group in (1, 3, 8)),
+    (Case(rows=90, mask="closed", sinks=True), [[50]], (0, 0), 8),
+    (Case(rows=90, mask="none"), [[89]], (0, 0), 8),
+    *(
+        (Case(k=k, v=v, rows=400, centre="order", heads=8, kv_heads=2), [[row]], (128, 64), 8)
+        for k, v, row in (("tq4_0", "tq4_0", 120), ("tq3_0", "tq3_0", 399), ("tq4_0", "tq2_1", 0))
+    ),
+    # by the encoder's kernel
+    *(
+        (Case(k=k, v=v, rows=70, k_dim=dim, v_dim=dim), [[69]], (0, 0), 4)
+        for k, v, dim in (("tq4_0", "tq3_0", 64), ("tq3_0", "tq2_1", 96), ("tq2_1", "tq4_0", 192))
+    ),
+    (Case(rows=100, k_dim=192, v_dim=128), [[33]], (64, 64), 8),
+    (Case(rows=700, tokens=4, kv_heads=2), [[350, 351, 352, 353]], (128, 64), 8),
+    (Case(rows=96, tokens=8, heads=2, kv_heads=2), [[*range(60, 68)]], (0, 0), 8),
+    (Case(rows=100, tokens=40, heads=2), [[*range(60, 100)]], (0, 0), 8),
+    (Case(rows=64, streams=3, kv_heads=2), [[10], [63], [0]], (128, 64), 8),
+    (Case(rows=64, streams=3, tokens=2, kv_heads=2), [[10, 40], [63, 12], [0, 1]], (0, 0), 4),
+    (Case(rows=600, streams=2, kv_heads=2), [[650, 599], [600]], (0, 0), 8),
+    (Case(rows=90, mask="heads", kv_heads=2, max_bias=4.0), [[50]], (0, 0), 8),
 ]

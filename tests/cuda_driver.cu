@@ -1,7 +1,9 @@
 // The kernels of csrc/cuda without ggml, for tests/test_cuda_device.py. Reads standard input, writes standard output.
 //   encode TYPE, decode TYPE          float32 to blocks and back, rows of 32 values
-//   attention [REPEAT]                a header of 24 int64 and 3 float32, then q, k, v, mask, sinks, q_plain, mean,
-//                                     turns, ids; with REPEAT, its time in microseconds on standard error
+//   attention [REPEAT]                a header of 26 int64 and 3 float32, then q, k, v, mask, sinks, q_plain, mean,
+//                                     turns, ids, and of rows that are added: the numbers, K, V. Writes the answer, and
+//                                     the caches if rows are added; with REPEAT, its time in microseconds on standard
+//                                     error
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -96,7 +98,9 @@ struct header {
     int64_t centred, turns, n_rot, neox;
     int64_t heads_first; // the cache: rows of all heads of a token are neighbours
     int64_t k_rotation, v_rotation;
-    int64_t unused[2];
+    int64_t added, id_bytes; // rows of all heads that come with the call
+    int64_t cache_rows;      // of a stream; kv_rows of them are attended to
+    int64_t unused;
     float scale, max_bias, softcap, unused_float;
 };
 
@@ -104,19 +108,21 @@ static int attention(int repeat) {
     header h;
     const std::vector<char> head = input(sizeof(h));
     memcpy(&h, head.data(), sizeof(h));
-    const size_t queries = h.streams * h.tokens * h.heads, cells = h.kv_streams * h.kv_heads * h.kv_rows;
+    const size_t queries = h.streams * h.tokens * h.heads, cells = h.kv_streams * h.kv_heads * h.cache_rows;
     const auto q = input(queries * h.k_dim * 4), k = input(cells * h.k_bytes), v = input(cells * h.v_bytes);
     const auto mask = input(h.mask_streams * h.mask_heads * h.tokens * h.kv_rows * 2),
                sinks = input(h.sinks ? h.heads * 4 : 0);
     const auto plain = input(h.centred ? q.size() : 0), mean = input(h.centred ? h.kv_heads * h.k_dim * 4 : 0);
     const auto turns = input(h.turns * h.k_dim * 4), ids = input(h.centred ? h.kv_streams * h.kv_rows * 4 : 0);
+    const auto places = input(h.added * h.id_bytes), k_added = input(h.added * h.kv_heads * h.k_dim * 4),
+               v_added = input(h.added * h.kv_heads * h.v_dim * 4);
 
     tq_cuda_attn a = {};
     a.streams = (int) h.streams, a.tokens = (int) h.tokens, a.heads = (int) h.heads;
     a.kv_streams = (int) h.kv_streams, a.kv_heads = (int) h.kv_heads, a.kv_rows = (int) h.kv_rows;
     const auto cache = [&](int64_t type, int64_t dim, int64_t bytes, const std::vector<char> & data) {
-        tq_cuda_cache c = {(int) type, (int) dim,         upload(data),
-                           bytes,      bytes * h.kv_rows, bytes * h.kv_rows * h.kv_heads};
+        tq_cuda_cache c = {
+            (int) type, (int) dim, upload(data), bytes, bytes * h.cache_rows, bytes * h.cache_rows * h.kv_heads};
         if (h.heads_first) {
             c.row_stride = bytes * h.kv_heads;
             c.head_stride = bytes;
@@ -141,6 +147,25 @@ static int attention(int repeat) {
     a.mean = (const float *) upload(mean), a.turns = (const float *) upload(turns), a.ids = (const int *) upload(ids);
     a.chunks = (int) h.turns, a.n_rot = (int) h.n_rot, a.neox = h.neox != 0;
     a.k_rotation = (int) h.k_rotation, a.v_rotation = (int) h.v_rotation;
+    // What is not of a TQ type was written before, as in llama.cpp.
+    std::vector<tq_rows_store> stores;
+    const auto add = [&](const tq_cuda_cache & c, int64_t rotation, const std::vector<char> & values, char * data) {
+        const int64_t n = h.kv_heads * c.dim, rows = h.kv_streams * h.cache_rows, bytes = c.row_stride * rows;
+        const int64_t size = n * 4 * h.added, numbers = h.id_bytes * h.added;
+        if (h.added > 0 && c.type < TQ_TYPE_COUNT) {
+            stores.push_back({c.type,
+                              (int) rotation,
+                              false,
+                              {upload(values), {n, h.added, 1, 1}, {4, n * 4, size, size}},
+                              {upload(places), {h.added, 1, 1}, {h.id_bytes, numbers, numbers}, (int) h.id_bytes},
+                              {data, {n, rows, 1, 1}, {bytes_of(c.type), c.row_stride, bytes, bytes}}});
+        }
+    };
+    add(a.k, h.k_rotation, k_added, const_cast<char *>(a.k.data));
+    add(a.v, h.v_rotation, v_added, const_cast<char *>(a.v.data));
+    a.stores = stores.data();
+    a.store_count = (int) stores.size();
+    a.stores_are_apart = true;
     std::vector<char> result(queries * h.v_dim * 4, (char) 0xFF); // NaN where nothing is written
     a.out = (float *) upload(result);
 
@@ -179,6 +204,24 @@ static int attention(int repeat) {
         fprintf(stderr, "%.2f\n", times[times.size() / 2] * 1000);
     } else {
         fwrite(result.data(), 1, result.size(), stdout);
+        if (h.added > 0) {
+            std::vector<char> rows(k.size() + v.size()), expected = rows;
+            CHECK(cudaMemcpy(rows.data(), a.k.data, k.size(), cudaMemcpyDeviceToHost));
+            CHECK(cudaMemcpy(rows.data() + k.size(), a.v.data, v.size(), cudaMemcpyDeviceToHost));
+            fwrite(rows.data(), 1, rows.size(), stdout);
+            // the encoder on its own, in caches of their own
+            const char * const copies[2] = {upload(k), upload(v)};
+            for (tq_rows_store & store : stores) {
+                store.dst.data = const_cast<char *>(copies[store.dst.data == a.k.data ? 0 : 1]);
+            }
+            tq_cuda_encode(stores.data(), (int) stores.size(), nullptr);
+            CHECK(cudaMemcpy(expected.data(), copies[0], k.size(), cudaMemcpyDeviceToHost));
+            CHECK(cudaMemcpy(expected.data() + k.size(), copies[1], v.size(), cudaMemcpyDeviceToHost));
+            if (rows != expected) {
+                fprintf(stderr, "the caches are not what the encoder writes\n");
+                return 4;
+            }
+        }
     }
     return 0;
 }

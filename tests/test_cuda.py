@@ -126,6 +126,11 @@ def test_attention_that_rotates_on_the_host(host: Path, problem: tuple):
     on_the_host(host, problem[0], rotation=problem[1])
 
 
+@pytest.mark.parametrize("problem", cuda_checks.ADDED, ids=str)
+def test_attention_that_stores_on_the_host(host: Path, problem: tuple):
+    cuda_checks.check_added([str(host / "cuda_driver")], *problem)
+
+
 def nvcc() -> str:
     """The one on the PATH, or pip's."""
     spec = importlib.util.find_spec("nvidia")

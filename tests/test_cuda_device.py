@@ -63,3 +63,8 @@ def test_attention_that_rotates(driver: list[str], case: cuda_checks.Case, rotat
     answer, bound = cuda_checks.solve(problem, rotation=rotation)
     result = cuda_checks.run(driver, problem, rotation=rotation)
     cuda_checks.attention_checks.assert_within(result, answer, bound)
+
+
+@pytest.mark.parametrize("problem", cuda_checks.ADDED, ids=str)
+def test_attention_that_stores(driver: list[str], problem: tuple):
+    cuda_checks.check_added(driver, *problem)

@@ -160,6 +160,7 @@ size_t tq_cuda_attn_scratch(const tq_cuda_attn & a, const tq_cuda_device & devic
 
 void tq_cuda_attn_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream) {
     if (prefill_takes(a, device)) {
+        tq_cuda_encode(a.stores, a.store_count, stream);
         prefill_run(a, device, scratch, stream);
     } else {
         decode_run(a, device, scratch, stream);

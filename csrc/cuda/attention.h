@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "runtime.h"
+#include "rows.h"
 #include "tq.h"
 
 // Types of K and V: enum tq_type, or one of these.
@@ -16,16 +16,6 @@ struct tq_cuda_cache {
     int dim;
     const char * data;
     int64_t row_stride, head_stride, stream_stride;
-};
-
-// Rows that the kernel before may still be writing: those of `ids`, in whose numbers the first row of the first stream
-// is -first.
-struct tq_cuda_fresh {
-    const char * ids;
-    int bytes; // of an id, 4 or 8
-    int count; // at most 32
-    int64_t first;
-    int64_t stream_rows;
 };
 
 struct tq_cuda_attn {
@@ -43,9 +33,10 @@ struct tq_cuda_attn {
     // Queries are rotated first, and results rotated back, in runs of so many values: a power of two from 32 to 256 (of
     // values: 64) that divides the head, or 0 where the caller does it.
     int k_rotation, v_rotation;
-    // Of K and V, if the kernel before is tq_cuda_encode and writes no other rows of them: what it does not write is
-    // read while it runs. Counts of 0: everything is waited for.
-    tq_cuda_fresh fresh[2];
+    // Rows of K and V that are encoded before they are read, at most most_stores, on the host.
+    const tq_rows_store * stores;
+    int store_count;
+    bool stores_are_apart; // nothing that they read lies where `out` does
 
     // Centred keys; q_plain is null where there are none. A score gains G . turns[ids[row]], where G pairs the query
     // before the Hadamard rotation with the mean of its KV head as RoPE pairs them.

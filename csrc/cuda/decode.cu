@@ -5,6 +5,17 @@
 // A warp works alone on tiles of 32 cache rows, two stages of cp.async deep, with its own running maximum; the warps
 // of a block, and then the blocks of a split cache, are merged at the end. Lane = 4g + t.
 //
+// What is written to the cache first (a.stores), a kernel of its own encodes, beside which all tiles without a new row
+// are computed. But to one token of one sequence in a cache that is not large, this kernel does it itself: the block in
+// whose part of the cache the row lies, for its KV head, whether or not a query sees the row.
+//
+//   before other kernels have ended   the encoder's tables come to shared memory
+//   then                              so do the numbers of the row, and by four warps, of those without a query if
+//                                     there are so many, a quarter each of its values; all warps start to copy their
+//                                     first tile, and these four encode, to shared memory and to the cache
+//   meanwhile                         the others rotate queries. When those are there, each warp goes on with its tile;
+//   put_rows                          that with the new row, which was read too early, gets it from shared memory
+//
 //   scores    S^T = K Q^T: rows of the cache are the 16 of mma, columns its 8. A lane must hold 4 values of each of
 //             two rows in every step of 16; which, is free as long as Q agrees. So it takes one whole block t (and
 //             t + 4) of rows g and g + 8: one scale word and one choice of codebook for 32 values. Eight steps use
@@ -28,6 +39,10 @@
 //   627        against 584        a token of 8 layers in an empty cache: first a rehearsal of the kernel over nothing,
 //                                 while the encoder runs, to fetch the code
 // On an H200:
+//   11.2 against 8.5   a layer in an empty cache: first a rehearsal of encoding, while other kernels run
+//   10.1 against 8.5   the same: all warps of a block wait for the encoder, and those that saw nothing are merged, too
+//   150 against 114    a layer of 16 sequences of 8192 tokens, and 117 against 109 with one of 131072: encoding in this
+//                      kernel also there, with 95 KiB of shared memory for a block instead of 79
 //   104.8 (85.6) against 101.6 (86.0)  shifts by 16 as high halves of products, which take four cycles
 //   102.2 (82.4) against 100.3 (84.2)  rows copied by the lines of 16 bytes in which they lie: fewer instructions, but
 //                                      8.3 against 7.8 with 256 rows
@@ -37,6 +52,7 @@
 
 #include <climits>
 
+#include "encode.cuh"
 #include "rotate.cuh"
 #include "split.h"
 #include "unpack.cuh"
@@ -45,20 +61,34 @@ namespace tq_cuda {
 
 namespace {
 
-constexpr int most_warps = 8; // of a block; fewer where shared memory is short
-constexpr int tile = 32;      // rows
-constexpr int stages = 2;
-constexpr unsigned all = 0xFFFFFFFFu;
+constexpr int most_warps = 8;     // of a block; fewer where shared memory is short
+constexpr int tile = 32;          // rows
+constexpr int few_rows = 1 << 14; // beyond, tiles hide the encoder's kernel
 constexpr float log2e = 1.44269504f;
+
+// Rows of K or of V that come with the call: id i belongs to row ids[i] + first of the first stream.
+struct new_rows {
+    const char * ids;
+    int bytes; // of an id, 4 or 8
+    int count; // at most 32
+    int64_t first;
+    int64_t stream_rows;
+    const float * values; // of the first
+    int rotation;
+};
 
 struct arguments {
     tq_cuda_attn a;
     staging k, v;
+    new_rows added[2]; // to K and to V; counts of 0 if everything is waited for
+    bool encodes;      // one of each
+    int added_offset;
     int group, columns, column_tiles, splits, tiles, warps;
     int stage_bytes, v_offset, mask_offset, ids_offset; // of a stage of a warp
-    int q_offset, g_offset, window_offset;              // of what follows the stages
-    float * partial;        // [stream, token, head, split, v.dim], where there are several splits
-    float2 * partial_state; // maximum and sum of each of its rows
+    int second_stage, constants_offset;
+    int q_offset, g_offset, window_offset; // of what follows the stages
+    float * partial;                       // [stream, token, head, split, v.dim], where there are several splits
+    float2 * partial_state;                // maximum and sum of each of its rows
 };
 
 template <int D, int NT> struct work {
@@ -154,11 +184,101 @@ __device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2],
 }
 
 // The row of the cache where id i of a batch goes, in that stream.
-static __device__ __forceinline__ int fresh_row(const tq_cuda_fresh & f, int i, int kv_stream) {
+static __device__ __forceinline__ int fresh_row(const new_rows & f, int i, int kv_stream) {
     const int64_t id =
         f.bytes == 8 ? reinterpret_cast<const int64_t *>(f.ids)[i] : reinterpret_cast<const int32_t *>(f.ids)[i];
     return (int) (id + f.first - (int64_t) kv_stream * f.stream_rows);
 }
+
+// --- a row that the kernel encodes ---
+
+constexpr int no_row = INT_MIN;
+
+// What it takes, where second stages will be: with more shared memory the first level cache shrinks, and misses what
+// copies of 8 bytes leave of a line.
+struct encoding {
+    encoder_tables tables[2]; // of K and of V
+    struct {
+        alignas(16) float values[128];
+        int ids[2];
+    } of[most_warps];
+};
+
+// What stays: the rows of K and V as they lie in a stage.
+struct added_rows {
+    int row[most_warps][2]; // where they go, known to each warp; no_row: not to this block
+    alignas(4) char bytes[2 * 4 * tq_dev_bytes(TQ_TYPE_TQ4_0)]; // of the largest type
+};
+
+// Starts to copy what a warp encodes, and the places.
+static __device__ __forceinline__ void start_encoding(const arguments & p, encoding & e, int kv_head, int worker,
+                                                      int warp, int lane) {
+    if (lane < 2) {
+        copy_start<4>(place_of(&e.of[warp].ids[lane]), p.added[lane].ids); // the low part, if it has 8 bytes
+    }
+    if (worker < 4) {
+        const float * from = p.added[worker >> 1].values + kv_head * 128 + 4 * lane;
+        copy_start<16>(place_of(e.of[warp].values + 4 * lane), reinterpret_cast<const char *>(from));
+    }
+}
+
+// Encodes two blocks of a row that lies between `from` and `to`.
+template <int k_type, int v_type>
+static __device__ __forceinline__ void encode_row(const arguments & p, encoding & e, added_rows & added, int kv_head,
+                                                  int from, int to, int worker, int warp, int lane) {
+    auto & mine = e.of[warp];
+    if (lane < 2) {
+        const int row = mine.ids[lane] + (int) p.added[lane].first;
+        added.row[warp][lane] = row >= from && row < to ? row : no_row;
+    }
+    __syncwarp();
+    const bool is_v = worker >> 1;
+    const int type = is_v ? v_type : k_type, bytes = tq_dev_bytes(type), first = (worker & 1) * 2,
+              row = worker < 4 ? added.row[warp][is_v] : no_row;
+    if (row == no_row) {
+        return;
+    }
+    float x[4];
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+        x[b] = mine.values[TQ_BLOCK * b + lane];
+    }
+    rotate(x, p.added[is_v].rotation, lane);
+    __syncwarp();
+    mine.values[lane] = tq_dev_clean(first ? x[2] : x[0]);
+    mine.values[TQ_BLOCK + lane] = tq_dev_clean(first ? x[3] : x[1]);
+    __syncwarp();
+    char * const out = added.bytes + (is_v ? 4 * tq_dev_bytes(k_type) : 0) + first * bytes;
+    encode_two(type, mine.values, e.tables[is_v], out + (lane >> 4) * bytes, 2, lane);
+    __syncwarp();
+    const tq_cuda_cache & c = is_v ? p.a.v : p.a.k;
+    char * const to_cache = const_cast<char *>(c.data) + kv_head * c.head_stride + row * c.row_stride + first * bytes;
+    if (lane < bytes) {
+        reinterpret_cast<unsigned short *>(to_cache)[lane] = reinterpret_cast<const unsigned short *>(out)[lane];
+    }
+}
+
+// Puts them into a tile, which was read before or while they were written.
+template <int k_type, int v_type>
+static __device__ __forceinline__ void put_rows(const added_rows & added, event & encoded, char * stage, int v_offset,
+                                                int first, int warp, int lane) {
+    constexpr int k_words = tq_dev_bytes(k_type), v_words = tq_dev_bytes(v_type); // four blocks
+    const unsigned k = (unsigned) added.row[warp][0] - (unsigned) first,
+                   v = (unsigned) added.row[warp][1] - (unsigned) first;
+    if (k < tile || v < tile) {
+        await(encoded);
+        const unsigned * from = reinterpret_cast<const unsigned *>(added.bytes);
+        if (k < tile && lane < k_words) {
+            reinterpret_cast<unsigned *>(stage)[k * k_words + lane] = from[lane];
+        }
+        if (v < tile && lane < v_words) {
+            reinterpret_cast<unsigned *>(stage + v_offset)[v * v_words + lane] = from[k_words + lane];
+        }
+        __syncwarp();
+    }
+}
+
+// --- the offsets of centred keys ---
 
 constexpr int window = 16; // chunks whose offsets a warp has at hand
 
@@ -203,14 +323,17 @@ static __device__ void offsets_of_chunks(float * offsets, const unsigned * G, co
 
 constexpr int any = -1; // type
 
-// The usual case, whatever the types: one token, heads of 128 values, nothing that is rare.
+// The usual case, which has kernels of its own: some pairs of types, one token, heads of 128 values, nothing that is
+// rare.
 static bool is_usual(const arguments & p) {
     const tq_cuda_attn & a = p.a;
     const auto is_packed = [](const tq_cuda_cache & c, const staging & s) {
         return c.dim == 128 && s.chunk == 8 && s.stride == s.row_bytes;
     };
-    return a.tokens == 1 && p.column_tiles == 1 && a.mask_heads <= 1 && a.max_bias == 0.0f && a.softcap == 0.0f &&
-           is_packed(a.k, p.k) && is_packed(a.v, p.v);
+    const bool has_instance = (a.k.type == TQ_TYPE_TQ4_0 && (a.v.type == TQ_TYPE_TQ4_0 || a.v.type == TQ_TYPE_TQ2_1)) ||
+                              (a.k.type == TQ_TYPE_TQ3_0 && a.v.type == TQ_TYPE_TQ3_0);
+    return has_instance && a.tokens == 1 && p.column_tiles == 1 && a.mask_heads <= 1 && a.max_bias == 0.0f &&
+           a.softcap == 0.0f && is_packed(a.k, p.k) && is_packed(a.v, p.v);
 }
 
 // The same arguments, with what the usual case says of them as constants.
@@ -231,7 +354,7 @@ template <int k_type, int v_type> __device__ __forceinline__ arguments known(arg
 
 // Centred keys have instances of their own: their offsets take registers that the others would spill. So has the usual
 // case of some types: a third of the code, and no branches but those that depend on the cache.
-template <int D, int NT, bool centred, int k_type, int v_type>
+template <int D, int NT, bool centred, int k_type, int v_type, bool encodes>
 __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(const arguments given) {
     using W = work<D, NT>;
     constexpr int groups = k_type == any ? 1 : 2;
@@ -244,9 +367,9 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     const int kv_head = p.column_tiles == 1 ? blockIdx.y : blockIdx.y / p.column_tiles;
     const int first_column = (blockIdx.y - kv_head * p.column_tiles) * W::columns;
     const int kv_stream = a.streams == a.kv_streams ? stream : stream / (a.streams / a.kv_streams);
-    char * const mine = shared + warp * stages * p.stage_bytes;
+    char * const mine = shared + warp * p.stage_bytes; // and second_stage further on
     float4 * const constants = // of the columns: factor of a product, slope, place of the mask, factor of an offset
-        reinterpret_cast<float4 *>(shared + warps * stages * p.stage_bytes);
+        reinterpret_cast<float4 *>(shared + p.constants_offset);
     half * const queries = reinterpret_cast<half *>(shared + p.q_offset); // as the mma of a lane wants them
     half * const G = reinterpret_cast<half *>(shared + p.g_offset);
     float * const offsets = reinterpret_cast<float *>(shared + p.window_offset) + warp * window * W::columns;
@@ -270,9 +393,28 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     const int first_token = token_of(0), key_blocks = a.k.dim / TQ_BLOCK, value_blocks = a.v.dim / TQ_BLOCK;
     const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
 
+    // What other columns hold does not matter, but that it has a place.
+    const int present = min(W::columns, p.columns - first_column), columns = encodes ? present : W::columns;
+    const int worker = (warp - p.columns) & (warps - 1); // warps without a query encode
+    encoding & e = *reinterpret_cast<encoding *>(shared + p.second_stage);
+    added_rows & added = *reinterpret_cast<added_rows *>(shared + p.added_offset);
+    __shared__ event queries_ready, rows_encoded;
+    if constexpr (encodes) {
+        if (threadIdx.x == 0) {
+            start_event(queries_ready, present);
+            start_event(rows_encoded, warps);
+        }
+        if (warp == 0 && lane >= present && lane < W::columns) {
+            constants[lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+        start_tables(e.tables[0], k_type);
+        start_tables(e.tables[1], v_type);
+        copy_commit();
+    }
+
     // The queries of the block, each as halves of at most 2 in magnitude, and the power of two that was taken out.
     const auto prepare = [&]() {
-        for (int column = warp; column < W::columns; column += warps) {
+        for (int column = warp; column < columns; column += warps) {
             const bool is_there = first_column + column < p.columns;
             const char * at = a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride +
                               stream * a.q_stream_stride;
@@ -333,8 +475,15 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
                 constants[column] = make_float4(up * unit_of(a.k.type) * to_score, slope_of(column) * log2e,
                                                 __int_as_float(mask), offset_factor);
             }
+            if constexpr (encodes) {
+                arrive(queries_ready, lane);
+            }
         }
-        __syncthreads();
+        if constexpr (encodes) {
+            await(queries_ready);
+        } else {
+            __syncthreads();
+        }
 #pragma unroll
         for (int n = 0; n < NT; n++) {
 #pragma unroll
@@ -346,22 +495,30 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     };
 
     // --- the tiles of this warp ---
-    const unsigned rank = split * warps + warp, share = (unsigned) p.tiles / (p.splits * warps),
+    const unsigned share = (unsigned) p.tiles / (p.splits * warps),
                    more = (unsigned) p.tiles - share * p.splits * warps; // so many warps have one tile more
-    int candidate = (int) (rank * share + min(rank, more));
-    const int last_tile = candidate + (int) (share + (rank < more));
+    const auto first_tile = [&](unsigned rank) { return (int) (rank * share + min(rank, more)); };
+    int candidate = first_tile(split * warps + warp);
+    const int last_tile = first_tile(split * warps + warp + 1);
 
-    // The encoder, if that is the kernel before, had waited for all others. The first tile with rows that it still
+    // The encoder's kernel, if there is one, had waited for all others. The first tile with rows that it still
     // writes waits for it, and the end.
     int fresh = INT_MAX;
-    if (a.fresh[0].count == 0) {
+    if (encodes || given.added[0].count == 0) {
+        if constexpr (encodes) {
+            copy_wait<0>(); // the tables
+        }
         wait_for_kernels_before();
+        if constexpr (encodes) {
+            start_encoding(given, e, kv_head, worker, warp, lane);
+            copy_commit();
+        }
     } else {
         forget_cached_lines();
 #pragma unroll 1
         for (int i = 0; i < 2; i++) {
-            if (lane < given.a.fresh[i].count) { // the index would bring all arguments to memory
-                const int row = fresh_row(given.a.fresh[i], lane, kv_stream);
+            if (lane < given.added[i].count) { // the index would bring all arguments to memory
+                const int row = fresh_row(given.added[i], lane, kv_stream);
                 fresh = row >= candidate * tile && row < last_tile * tile ? min(fresh, row / tile) : fresh;
             }
         }
@@ -411,9 +568,12 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
 
     // Starts to read the next tile that a query sees, and answers its first row, or -1.
     const auto start = [&](int stage) {
-        char * const to = mine + stage * p.stage_bytes;
+        char * const to = mine + stage * p.second_stage;
         float * const mask = reinterpret_cast<float *>(to + p.mask_offset);
         int row = -1;
+        if (encodes && stage == 1 && candidate < last_tile) {
+            await(rows_encoded); // what that takes lies here
+        }
         while (row < 0 && candidate < last_tile) {
             const int first = candidate++ * tile;
             bool seen = ahead != 0xFC00;
@@ -454,7 +614,16 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     for (int row = -2, stage = 1, next; row != -1; row = next, stage ^= 1) {
         next = start(stage ^ 1);
         if (row < 0) {
-            prepare(); // while the first tile is on its way
+            if constexpr (encodes) { // while the first tile is on its way
+                copy_wait<1>();
+                __syncwarp();
+                // the first and the last block own what lies outside of the rows that are attended to
+                const int from = split > 0 ? first_tile(split * warps) * tile : INT_MIN;
+                const int to = split + 1 < p.splits ? first_tile((split + 1) * warps) * tile : INT_MAX;
+                encode_row<k_type, v_type>(given, e, added, kv_head, from, to, worker, warp, lane);
+                arrive(rows_encoded, lane);
+            }
+            prepare(); // so are these
 #pragma unroll
             for (int n = 0; n < NT; n++) {
                 top[n][0] = top[n][1] = -INFINITY;
@@ -468,7 +637,10 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         }
         copy_wait<1>();
         __syncwarp();
-        const char * const here = mine + stage * p.stage_bytes;
+        char * const here = mine + stage * p.second_stage;
+        if constexpr (encodes) {
+            put_rows<k_type, v_type>(added, rows_encoded, here, p.v_offset, row, warp, lane);
+        }
         const float * const mask = reinterpret_cast<const float *>(here + p.mask_offset);
 
         switch (a.k.type) {
@@ -644,18 +816,17 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     }
     __syncthreads();
     for (int column = warp; column < W::columns && first_column + column < p.columns; column += warps) {
-        float most = -INFINITY, total = 0.0f, x[D / 32] = {};
+        const float own = lane < warps ? state[lane * 2 * W::columns + column] : -INFINITY, most = largest(own);
+        const float sum = lane < warps ? state[lane * 2 * W::columns + W::columns + column] : 0.0f;
+        float total = 0.0f, x[D / 32] = {};
 #pragma unroll 1 // what runs once takes as long as its code is
-        for (int i = 0; i < warps; i++) {
-            most = fmaxf(most, state[i * 2 * W::columns + column]);
-        }
-#pragma unroll 1
-        for (int i = 0; i < warps; i++) {
-            const float own = state[i * 2 * W::columns + column], by = own == -INFINITY ? 0.0f : exp2f(own - most);
-            total += by * state[i * 2 * W::columns + W::columns + column];
+        for (unsigned saw = __ballot_sync(all, own != -INFINITY); saw; saw &= saw - 1) {
+            const int i = __ffs(saw) - 1;
+            const float by = exp2f(__shfl_sync(all, own, i) - most);
+            total += by * __shfl_sync(all, sum, i);
 #pragma unroll
             for (int b = 0; b < D / 32; b++) {
-                if (b < value_blocks) { // a warp that saw nothing has zeros
+                if (b < value_blocks) {
                     x[b] += by * sums[(i * W::columns + column) * sums_stride + TQ_BLOCK * b + lane];
                 }
             }
@@ -688,19 +859,21 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     }
 }
 
-template <int D, int NT, int k_type = any, int v_type = any>
+template <int D, int NT, int k_type = any, int v_type = any, bool encodes = false>
 void launch_as(const arguments & p, size_t shared, cudaStream_t stream) {
     const dim3 grid(p.splits, p.a.kv_heads * p.column_tiles, p.a.streams);
     if (p.a.q_plain) {
-        launch<decode<D, NT, true, k_type, v_type>>(grid, p.warps * 32, shared, stream, p);
+        launch<decode<D, NT, true, k_type, v_type, encodes>>(grid, p.warps * 32, shared, stream, p);
     } else {
-        launch<decode<D, NT, false, k_type, v_type>>(grid, p.warps * 32, shared, stream, p);
+        launch<decode<D, NT, false, k_type, v_type, encodes>>(grid, p.warps * 32, shared, stream, p);
     }
 }
 
 template <int k_type, int v_type> bool launch_usual(const arguments & p, size_t shared, cudaStream_t stream) {
     const bool is_it = p.a.k.type == k_type && p.a.v.type == v_type && is_usual(p);
-    if (is_it) {
+    if (is_it && p.encodes) {
+        launch_as<128, 1, k_type, v_type, true>(p, shared, stream);
+    } else if (is_it) {
         launch_as<128, 1, k_type, v_type>(p, shared, stream);
     }
     return is_it;
@@ -709,6 +882,49 @@ template <int k_type, int v_type> bool launch_usual(const arguments & p, size_t 
 // Two groups of 8 columns cost half as much again as one, and only small heads leave registers for them.
 static int column_groups(const tq_cuda_attn & a) {
     return a.tokens * (a.heads / a.kv_heads) > 8 && a.k.dim <= 128 && a.v.dim <= 128 ? 2 : 1;
+}
+
+// What a store adds to K or V; nothing where the kernel could not tell.
+static new_rows added_by(const tq_rows_store & rows, const tq_cuda_cache & c) {
+    const int64_t offset = rows.dst.data - c.data, size = rows.dst.nb[1] * rows.dst.ne[1];
+    const bool are_known = offset <= 0 && offset > -size && rows.dst.nb[1] == c.row_stride &&
+                           offset % c.row_stride == 0 && c.stream_stride % c.row_stride == 0 && rows.ids.ne[0] <= 32 &&
+                           rows.ids.ne[1] * rows.ids.ne[2] == 1 && rows.ids.nb[0] == rows.ids.bytes;
+    return are_known ? new_rows {rows.ids.data,
+                                 rows.ids.bytes,
+                                 (int) rows.ids.ne[0],
+                                 offset / c.row_stride,
+                                 c.stream_stride / c.row_stride,
+                                 reinterpret_cast<const float *>(rows.src.data),
+                                 rows.rotation}
+                     : new_rows {};
+}
+
+// Whether the usual case can encode a row of all heads on the way.
+static bool is_plain(const tq_rows_store & rows, const tq_cuda_attn & a, const tq_cuda_cache & c) {
+    return rows.type == c.type && !rows.src_is_half && rows.src.nb[0] == (int64_t) sizeof(float) &&
+           (size_t) rows.src.data % 16 == 0 && rows.src.ne[0] == (int64_t) a.kv_heads * c.dim &&
+           rows.src.ne[1] * rows.src.ne[2] * rows.src.ne[3] == 1 &&
+           c.head_stride == rows.dst.nb[0] * (c.dim / TQ_BLOCK) && rows.dst.ne[1] <= INT_MAX &&
+           (rows.rotation == 0 || c.dim % rows.rotation == 0);
+}
+
+// How the rows of a.stores come to K and V: by this kernel, or by one whose end only their tiles wait for.
+static void plan_stores(arguments & p) {
+    const tq_cuda_attn & a = p.a;
+    if (a.store_count != 2 || !a.stores_are_apart) {
+        return;
+    }
+    for (int i = 0; i < 2; i++) {
+        p.added[0] = added_by(a.stores[i], a.k);
+        p.added[1] = added_by(a.stores[1 - i], a.v);
+        if (p.added[0].count > 0 && p.added[1].count > 0) {
+            p.encodes = is_usual(p) && a.streams == 1 && a.kv_rows <= few_rows && is_plain(a.stores[i], a, a.k) &&
+                        is_plain(a.stores[1 - i], a, a.v);
+            return;
+        }
+    }
+    p.added[0] = p.added[1] = {};
 }
 
 static arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, size_t & shared) {
@@ -729,22 +945,29 @@ static arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, siz
     p.ids_offset = p.mask_offset + masks * tile * (int) sizeof(float);
     p.stage_bytes = p.ids_offset + (a.q_plain ? tile * (int) sizeof(int) : 0);
     const bool is_large = a.k.dim > 128 || a.v.dim > 128;
-    for (p.warps = most_warps;; p.warps /= 2) {
-        p.q_offset = p.warps * stages * p.stage_bytes + columns * 16;
+    plan_stores(p);
+    for (p.warps = most_warps;;) {
+        p.second_stage = p.warps * p.stage_bytes;
+        const int encoding_bytes = p.encodes ? (int) sizeof(encoding) : 0;
+        p.constants_offset = p.second_stage + (p.second_stage > encoding_bytes ? p.second_stage : encoding_bytes);
+        p.q_offset = p.constants_offset + columns * 16;
         p.g_offset = p.q_offset + columns * (is_large ? 512 : 256);
         p.window_offset = p.g_offset + (a.q_plain ? columns * a.k.dim * 4 : 0);
-        const size_t working = p.window_offset + (a.q_plain ? p.warps * window * columns * sizeof(float) : 0);
+        p.added_offset = p.window_offset + (a.q_plain ? p.warps * window * columns * (int) sizeof(float) : 0);
+        const size_t working = p.added_offset + (p.encodes ? sizeof(added_rows) : 0);
         const size_t merging = (size_t) p.warps * columns * (a.v.dim + 3) * sizeof(float);
         shared = working > merging ? working : merging;
         if (shared <= (size_t) device.shared || p.warps == 1) {
             break;
         }
+        p.warps /= p.encodes ? 1 : 2;
+        p.encodes = false; // takes all warps
     }
 
     // As many blocks as run at once, but none with less than a tile for each warp.
     const int fit = device.shared / (int) (shared + 1024),
               resident = columns == 8 && !is_large && fit > 1 ? 2 : 1; // by registers
-    const int others = a.kv_heads * p.column_tiles * a.streams, encoders = a.fresh[0].count > 0 ? 4 : 0;
+    const int others = a.kv_heads * p.column_tiles * a.streams, encoders = p.added[0].count > 0 && !p.encodes ? 4 : 0;
     const int wanted = (device.multiprocessors * resident - encoders) / others, most = p.tiles / p.warps;
     p.splits = wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
     return p;
@@ -764,6 +987,9 @@ void decode_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * sc
     const size_t rows = (size_t) a.streams * a.tokens * a.heads * p.splits;
     p.partial_state = static_cast<float2 *>(scratch);
     p.partial = reinterpret_cast<float *>(p.partial_state + (rows + 1) / 2 * 2); // read four at a time
+    if (!p.encodes) {
+        tq_cuda_encode(a.stores, a.store_count, stream);
+    }
     if (a.k.dim > 128 || a.v.dim > 128) {
         launch_as<256, 1>(p, shared, stream);
     } else if (column_groups(a) == 2) {

@@ -101,6 +101,50 @@ template <int pending> __device__ __forceinline__ void copy_wait() {
 #endif
 }
 
+// --- events ---
+// Of a block, in shared memory: warps wait for what others did, not for each other.
+
+struct alignas(8) event {
+    unsigned long long state;
+};
+
+// By one thread, before a barrier: warps wait until so many have arrived.
+__device__ __forceinline__ void start_event(event & e, int count) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(place_of(&e)), "r"(count) : "memory");
+#else
+    e.state = (unsigned long long) count;
+#endif
+}
+
+__device__ __forceinline__ void arrive(event & e, int lane) {
+    __syncwarp();
+    if (lane == 0) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+        asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(place_of(&e)) : "memory");
+#else
+        __threadfence_block();
+        atomicAdd(&e.state, ~0ull);
+#endif
+    }
+}
+
+__device__ __forceinline__ void await(event & e) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    for (unsigned has_come = 0; !has_come;) {
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(has_come)
+                     : "r"(place_of(&e))
+                     : "memory");
+    }
+#else
+    while (*const_cast<volatile unsigned long long *>(&e.state) > 0) {
+    }
+    __threadfence_block();
+#endif
+    __syncwarp();
+}
+
 // --- matrices ---
 
 // d += a b for 16x16 times 16x8 halves. Lane 4g + t holds of a rows g, g + 8 and columns 2t, 2t + 1 (and 8 more), of b

@@ -256,30 +256,15 @@ static bool may_write(const attention_block & block, const void * out, size_t si
     return same || !overlaps(out, size, queries);
 }
 
-// Rows of a cache that a store writes; none where the kernels could not tell.
-static tq_cuda_fresh fresh_rows(const tq_rows_store & rows, const tq_cuda_cache & c) {
-    const int64_t offset = rows.dst.data - c.data, size = rows.dst.nb[1] * rows.dst.ne[1];
-    const bool are_known = offset <= 0 && offset > -size && rows.dst.nb[1] == c.row_stride &&
-                           offset % c.row_stride == 0 && c.stream_stride % c.row_stride == 0 && rows.ids.ne[0] <= 32 &&
-                           rows.ids.ne[1] * rows.ids.ne[2] == 1 && rows.ids.nb[0] == rows.ids.bytes;
-    return are_known ? tq_cuda_fresh {rows.ids.data, rows.ids.bytes, (int) rows.ids.ne[0], offset / c.row_stride,
-                                      c.stream_stride / c.row_stride}
-                     : tq_cuda_fresh {};
-}
-
-// Lets attention over all other rows run beside the encoder.
-static void set_fresh_rows(const std::vector<tq_rows_store> & stores, tq_cuda_attn & a) {
-    for (const tq_rows_store & rows : stores) {
-        for (int i = 0; i < 2; i++) {
-            const tq_cuda_fresh fresh = fresh_rows(rows, i == 0 ? a.k : a.v);
-            if (fresh.count > 0) {
-                a.fresh[i] = fresh;
-            }
-        }
-    }
-    if (stores.size() != 2 || a.fresh[0].count == 0 || a.fresh[1].count == 0) {
-        a.fresh[0] = a.fresh[1] = {};
-    }
+// Whether results may be written while other blocks of threads still read values to encode, and the numbers of rows.
+static bool are_apart(const std::vector<tq_rows_store> & stores, const tq_cuda_attn & a) {
+    const char * out = reinterpret_cast<const char *>(a.out);
+    const int64_t size = (int64_t) a.streams * a.tokens * a.heads * a.v.dim * (int64_t) sizeof(float);
+    const auto is_apart = [&](const char * data, int64_t bytes) { return out >= data + bytes || data >= out + size; };
+    return std::all_of(stores.begin(), stores.end(), [&](const tq_rows_store & rows) {
+        return is_apart(rows.src.data, rows.src.nb[1] * rows.src.ne[1]) &&
+               is_apart(rows.ids.data, rows.ids.nb[0] * rows.ids.ne[0]);
+    });
 }
 
 // The nodes from i on, as far as they belong together; `end` stays 0 where they cannot be joined.
@@ -322,7 +307,6 @@ static attention_block find_block(const ggml_cgraph * graph, int i, int device) 
             queries = rotation->src[1];
             block.a.q = before_rotation(rotation, node->src[0]);
             block.a.k_rotation = (int) rotation->ne[0];
-            set_fresh_rows(block.stores, block.a);
             if (!tq_cuda_attn_supports(block.a, describe(device)) ||
                 !may_write(block, node->data, ggml_nbytes(node), queries)) {
                 return block;
@@ -339,13 +323,13 @@ int ggml_cuda_tq_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph
     if (!ggml_cuda_op_mul_mat_use_fwht(graph->nodes[i])) {
         return 0;
     }
-    const attention_block block = find_block(graph, i, ctx.device);
+    attention_block block = find_block(graph, i, ctx.device);
     if (block.end == 0) {
         return 0;
     }
-    if (!block.stores.empty()) {
-        tq_cuda_encode(block.stores.data(), (int) block.stores.size(), ctx.stream());
-    }
+    block.a.stores = block.stores.data();
+    block.a.store_count = (int) block.stores.size();
+    block.a.stores_are_apart = are_apart(block.stores, block.a);
     run(ctx, block.a);
     CUDA_CHECK(cudaGetLastError());
     return block.end - i - 1;

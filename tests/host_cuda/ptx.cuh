@@ -73,7 +73,7 @@ inline void store_short(place p, unsigned short x) {
 }
 
 inline void store_words(place p, unsigned a, unsigned b, unsigned c, unsigned d) {
-    host_store(p, uint4{a, b, c, d});
+    host_store(p, uint4 {a, b, c, d});
 }
 
 inline unsigned load_global_short(const void * p) {
@@ -123,6 +123,24 @@ template <int pending> void copy_wait() {
     }
 }
 
+struct event {
+    int missing;
+};
+
+inline void start_event(event & e, int count) {
+    e.missing = count;
+}
+
+inline void arrive(event & e, int lane) {
+    __syncwarp();
+    e.missing -= lane == 0;
+}
+
+inline void await(event & e) {
+    while (__any_sync(~0u, e.missing > 0)) {
+    }
+}
+
 inline float host_half(unsigned word, int second) {
     const half2 h = as_half2(word);
     return (float) (second ? h.y : h.x);
@@ -130,8 +148,8 @@ inline float host_half(unsigned word, int second) {
 
 inline void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const auto all_a = host_exchange(std::array<unsigned, 4>{a[0], a[1], a[2], a[3]});
-    const auto all_b = host_exchange(std::array<unsigned, 2>{b[0], b[1]});
+    const auto all_a = host_exchange(std::array<unsigned, 4> {a[0], a[1], a[2], a[3]});
+    const auto all_b = host_exchange(std::array<unsigned, 2> {b[0], b[1]});
     for (int i = 0; i < 4; i++) {
         const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
         for (int k = 0; k < 16; k++) {

@@ -1,6 +1,6 @@
 // In place of csrc/cuda/runtime.h: as much of CUDA as csrc/cuda needs, on the host. The threads of a block are fibers
-// that take turns in a fixed order, and one block comes after the other. Shared memory holds NaN at first, and copies to
-// it arrive as late as they may. Races that a fixed order hides, it hides.
+// that take turns in a fixed order, and one block comes after the other. Shared memory holds NaN at first, and copies
+// to it arrive as late as they may. Races that a fixed order hides, it hides.
 #pragma once
 
 #include <ucontext.h>
