@@ -16,6 +16,8 @@ transformers) and ``llama_tq.mlx`` (a cache for mlx-lm) need the extras of these
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 from . import _gguf
@@ -90,6 +92,10 @@ __all__ = [
 ]
 
 _gguf.register_after_import()
+
+if os.name == "nt":  # no rpath: the compiled modules find llama.cpp's libraries so
+    _llama_cpp = os.path.dirname(importlib.util.find_spec("llama_cpp").origin)
+    os.add_dll_directory(os.path.join(_llama_cpp, "lib"))
 
 
 def __getattr__(name: str) -> object:
