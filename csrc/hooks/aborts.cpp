@@ -102,8 +102,9 @@ template <typename R, typename... A, R (*function)(A...)> struct guarded<functio
 } // namespace
 
 llama_tq_aborts::llama_tq_aborts(bool thrown) : before(throws) {
-    static const ggml_abort_callback_t set = (ggml_set_abort_callback(throw_or_tell), throw_or_tell);
-    (void) set;
+    if (thrown) { // programs keep ggml's own message, with its backtrace
+        [[maybe_unused]] static const ggml_abort_callback_t replaced = ggml_set_abort_callback(throw_or_tell);
+    }
     throws = thrown;
 }
 
