@@ -171,11 +171,11 @@ def check(installation: Installation, scratch: Path) -> list[str]:
                 table.add_column(name, justify="right")
         nats = (f"{value:.5f}" for value in found["divergences"].values())
         table.add_row(label, found["backend"], found["tier"], tests, *nats)
+        click.echo(f"{processor.name}: {found}", err=True)
         wrong.extend(problems(processor, found, results[0]))
 
     processors = PROCESSORS[installation.machine]
     for processor in processors:
-        click.echo(f"{installation.machine}, {processor.name} ...", err=True)
         python = installation.command(processor)
         options = ["-q", "-p", "no:cacheprovider", "-k", f"not ({DESELECTED})"]
         printed = run(python, "-m", "pytest", *options, *TESTS, **environment)
@@ -185,7 +185,6 @@ def check(installation: Installation, scratch: Path) -> list[str]:
         run(installation.command(processor, bench), "-m", model, *small)
         probe(processor, processor.name, re.search(r"\d+ passed", printed)[0])
     for backend in installation.backends(processors[0])[1:]:
-        click.echo(f"{installation.machine}, {backend} ...", err=True)
         alone = installation.keep_one_backend(backend, scratch / backend)
         probe(dataclasses.replace(processors[0], backend=backend), "", "", **alone)
     rich.print(table)
