@@ -11,9 +11,10 @@
 extern "C" {
 #endif
 
-#if defined(_WIN32) && defined(TQ_BUILD)
+// As ggml does it: MinGW's linker exports everything, but nothing else once something is exported by name.
+#if defined(_WIN32) && !defined(__MINGW32__) && defined(TQ_BUILD)
 #    define TQ_API __declspec(dllexport)
-#elif defined(_WIN32)
+#elif defined(_WIN32) && !defined(__MINGW32__)
 #    define TQ_API __declspec(dllimport)
 #else
 #    define TQ_API __attribute__((visibility("default")))

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes what `pip install '.[test]'` and `pytest` need and pip does not have: the headers of Python, a cross-compiler and
-# an emulator for the NEON kernels, a compiler for the emulated Metal kernels (Debian's packages), and a virtual
-# environment in .venv.
+# an emulator for the NEON kernels, a compiler for the emulated Metal kernels, others for musl and Windows, and what runs
+# Windows programs (Debian's packages), and a virtual environment in .venv.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -12,6 +12,9 @@ python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Pyth
 command -v aarch64-linux-gnu-gcc >/dev/null || missing="$missing gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
 command -v qemu-aarch64 >/dev/null || missing="$missing qemu-user"
 command -v clang++-19 >/dev/null || missing="$missing clang-19" # any from 15 on; Debian's clang is older
+command -v musl-gcc >/dev/null || missing="$missing musl-tools"
+command -v x86_64-w64-mingw32-gcc >/dev/null || missing="$missing gcc-mingw-w64-x86-64-win32"
+command -v wine >/dev/null || missing="$missing wine wine64"
 
 if [ -n "$missing" ]; then
     if ! command -v apt-get >/dev/null; then

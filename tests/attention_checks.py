@@ -45,6 +45,7 @@ class Case:
     RoPE turns, 0 for all of a head.
     `mask`: none, causal, heads (one for each head), closed (token 0 sees nothing), first (row 0 draws nearly
     all attention, and its values are tiny).
+    `largest`: some rows have the largest values that a block can have.
     """
 
     k: str = "tq4_0"
@@ -61,6 +62,7 @@ class Case:
     softcap: float = 0.0
     sinks: bool = False
     outliers: bool = False
+    largest: bool = False
     centre: str = ""
     rope_dims: int = 0
     neox: bool = False
@@ -98,6 +100,7 @@ CASES = [
     Case(sinks=True, rows=1300, tokens=2),
     Case(outliers=True, tokens=6, rows=300),
     Case(outliers=True, k="tq2_1", v="tq3_0", tokens=70, rows=100),
+    Case(largest=True, tokens=6),
     *(
         Case(k=k, centre="order", rows=rows, tokens=2)
         for k in (*reference.TYPES, *OTHERS)
@@ -208,6 +211,8 @@ def make(case: Case) -> Problem:
 
     q = 2 * rng.standard_normal((case.streams, case.tokens, case.heads, case.k_dim))
     k, v, mask = cells(case.k_dim), cells(case.v_dim), None
+    if case.largest:
+        v[:, ::7] = 127 * 960
     if case.mask == "first":
         mask = np.zeros((case.streams, 1, case.tokens, case.rows))
         mask[..., 0] = 12

@@ -1,18 +1,18 @@
 // usage: attention_driver TIER THREADS < problem > output
 //
-// Runs the attention of cpu/attention/attention.h on a problem: struct header, then the queries [stream][token][head][k_dim], K and V
-// as header.by_row says, the mask [stream][head][token][kv_rows] and the sinks [head]; of centred keys the plain queries,
-// the means [kv_head][k_dim], the turns [chunk][k_dim] and the chunks of the rows [kv_stream][kv_rows]. K and V lie between pages that
-// cannot be touched, once at the end of the first and once in front of the second; both results must be the same, and
-// go to standard output. THREADS are played by one, so that which of them does what is known.
+// Runs the attention of cpu/attention/attention.h on a problem: struct header, then the queries
+// [stream][token][head][k_dim], K and V as header.by_row says, the mask [stream][head][token][kv_rows] and the sinks
+// [head]; of centred keys the plain queries, the means [kv_head][k_dim], the turns [chunk][k_dim] and the chunks of the
+// rows [kv_stream][kv_rows]. K and V lie between pages that cannot be touched, once at the end of the first and once in
+// front of the second; both results must be the same, and go to standard output. THREADS are played by one, so that
+// which of them does what is known.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "cpu/attention/attention.h"
+#include "pages.h"
 
 struct header {
     int64_t streams, tokens, heads, kv_streams, kv_heads, kv_rows, k_dim, v_dim;
@@ -39,12 +39,12 @@ static char * read_bytes(size_t size) {
 }
 
 static char * between_pages(const char * data, size_t size, int at_end) {
-    const size_t page = (size_t) sysconf(_SC_PAGESIZE), room = (size + page - 1) / page * page;
-    char * map = mmap(NULL, room + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED || mprotect(map + page, room, PROT_READ | PROT_WRITE) != 0) {
+    const size_t page = page_size(), room = (size + page - 1) / page * page;
+    char * map = map_between_pages(room);
+    if (map == NULL) {
         fail("no memory");
     }
-    return memcpy(map + page + (at_end ? room - size : 0), data, size);
+    return memcpy(map + (at_end ? room - size : 0), data, size);
 }
 
 static int type_of(int64_t id) {
@@ -64,6 +64,7 @@ static struct tq_attn_cache describe(const struct header * h, const char * data,
 }
 
 int main(int argc, char ** argv) {
+    use_binary_streams();
     int isa = 0;
     while (argc == 3 && tq_isa_name(isa) != NULL && strcmp(tq_isa_name(isa), argv[1]) != 0) {
         isa++;

@@ -25,7 +25,7 @@ def decode(type: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     blocks = rows.reshape(-1, reference.TYPES[type].block_bytes)
     words = np.ascontiguousarray(blocks[:, :2]).view(np.uint16)[:, 0]
     scale = np.abs(_codec.decode_scale_words(words)[0].astype(np.float64)).reshape(*x.shape[:-1], -1)
-    error = np.where(scale < 2.0**-17, 16 * (128 + 1) * 2.0**-24, 0)
+    error = np.where(scale < 2.0**-16, 32 * (128 + 1) * 2.0**-24, 0)
     return x, np.repeat(error, 16, axis=-1)
 
 
@@ -162,6 +162,7 @@ CASES = [
     *(Case(sinks=True, rows=1300, tokens=tokens) for tokens in (2, 66)),
     Case(outliers=True, tokens=6, rows=300),
     Case(outliers=True, k="tq2_1", v="tq3_0", tokens=70, rows=100),
+    *(Case(largest=True, tokens=tokens, rows=40, v=v) for tokens in (2, 70) for v in reference.TYPES),
     *(
         Case(
             k=k,

@@ -1,4 +1,4 @@
-"""C programs of the tests: compiled for this machine, with sanitizers, or for AArch64, and what runs them."""
+"""C programs of the tests: by this system's compiler, with sanitizers, or by another one; what runs them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,31 @@ TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
 OPTIONS = ["-std=c11", "-D_DEFAULT_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+AARCH64, CLANG, MUSL, WINDOWS = COMPILERS = (
+    "aarch64-linux-gnu-gcc",
+    "clang-19",
+    "musl-gcc",
+    "x86_64-w64-mingw32-gcc",
+)
+SYSTEMS = {  # CMake's variables, where the compiler is for another one
+    AARCH64: {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": "aarch64"},
+    WINDOWS: {"CMAKE_SYSTEM_NAME": "Windows", "CMAKE_SYSTEM_PROCESSOR": "AMD64"},
+}
 TOOLS = {
-    "aarch64-linux-gnu-gcc": "apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    AARCH64: "apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    CLANG: "apt install clang-19",
+    MUSL: "apt install musl-tools",
+    WINDOWS: "apt install gcc-mingw-w64-x86-64-win32",
     "qemu-aarch64": "apt install qemu-user",
+    "wine": "apt install wine wine64",
     "cmake": "pip install cmake",
     "ninja": "pip install ninja",
 }
+
+
+def require(*tools: str) -> None:
+    missing = [f"{tool} ({TOOLS[tool]})" for tool in tools if not shutil.which(tool)]
+    assert not missing, f"missing: {', '.join(missing)}"
 
 
 def libraries() -> Path:
@@ -77,12 +96,19 @@ def build_damager(target: str, directory: Path) -> str:
 
 
 def link_bindings(library: Path, package: Path) -> None:
-    """llama_tq._core with sanitizers, into a package."""
-    bindings = [CSRC / "bindings" / name for name in ("core.cpp", "attention.cpp")]
-    includes = [f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    module = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    options = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", *SANITIZERS, "-O0", *includes]
-    subprocess.run(["c++", *options, *bindings, library, "-o", module], check=True)
+    """llama_tq._core with sanitizers, and llama_tq._native over the installed llama.cpp, into a package."""
+    own = [CSRC, pybind11.get_include(), sysconfig.get_path("include")]
+    llama_cpp = [*headers(), headers()[0].parent / "src"]
+    link = [f"-L{libraries()}", f"-Wl,-rpath,{libraries()}", "-lllama", "-lggml", "-lggml-base"]
+    for name, sources, folders, rest in (
+        ("_core", ("core.cpp", "attention.cpp"), own, [library]),
+        ("_native", ("native.cpp",), [*own, *llama_cpp], link),
+    ):
+        paths = [CSRC / "bindings" / source for source in sources]
+        includes = [f"-I{folder}" for folder in folders]
+        module = package / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        options = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", *SANITIZERS, "-O0", *includes]
+        subprocess.run(["c++", *options, *paths, *rest, "-o", module], check=True)
 
 
 def preload_sanitizers() -> dict[str, str]:
@@ -92,22 +118,22 @@ def preload_sanitizers() -> dict[str, str]:
     return {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
-def build_aarch64(source: str, directory: Path) -> Path:
-    """The program over csrc, for `emulate`."""
-    missing = [f"{tool} ({install})" for tool, install in TOOLS.items() if not shutil.which(tool)]
-    assert not missing, f"missing: {', '.join(missing)}"
-    toolchain = {
+def build_static(compiler: str, source: str, directory: Path) -> Path:
+    """The program over csrc by one of COMPILERS."""
+    require(compiler, "cmake", "ninja")
+    variables = {
         "CMAKE_BUILD_TYPE": "Release",
-        "CMAKE_SYSTEM_NAME": "Linux",
-        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
-        "CMAKE_C_COMPILER": "aarch64-linux-gnu-gcc",
+        "CMAKE_COMPILE_WARNING_AS_ERROR": "ON",
+        "CMAKE_C_COMPILER": compiler,
     }
-    program = directory / Path(source).stem
-    library = ["-static", build_library(directory, toolchain), "-lm"]
-    subprocess.run(["aarch64-linux-gnu-gcc", *OPTIONS, TESTS / source, *library, "-o", program], check=True)
+    library = build_library(directory, variables | SYSTEMS.get(compiler, {}))
+    program = directory / f"{Path(source).stem}.exe"  # only Windows wants a suffix
+    link = ["-static", library, "-lm"]
+    subprocess.run([compiler, *OPTIONS, TESTS / source, *link, "-o", program], check=True)
     return program
 
 
 def emulate(program: Path, cpu: str) -> list[str]:
     """The command that runs an AArch64 program on a CPU, "max" or a name that qemu-aarch64 knows."""
+    require("qemu-aarch64")
     return ["qemu-aarch64", "-cpu", cpu, str(program)]

@@ -9,9 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "pages.h"
 #include "tq.h"
 #include "tq_blocks.h"
 
@@ -24,20 +23,19 @@ static void fail(const char * what) {
 
 // `size` bytes that end `slack` bytes before a page that cannot be touched, behind GUARD bytes of GUARD_BYTE.
 struct buffer {
-    unsigned char *map, *data;
-    size_t map_size;
+    unsigned char *room, *data;
+    size_t room_size;
 };
 
 static struct buffer allocate(size_t size, size_t slack) {
-    const size_t page = (size_t) sysconf(_SC_PAGESIZE);
-    const size_t room = ((GUARD + size + slack) / page + 1) * page;
-    struct buffer b = {.map_size = room + page};
-    b.map = mmap(NULL, b.map_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (b.map == MAP_FAILED || mprotect(b.map + room, page, PROT_NONE) != 0) {
+    const size_t page = page_size();
+    struct buffer b = {.room_size = ((GUARD + size + slack) / page + 1) * page};
+    b.room = (unsigned char *) map_between_pages(b.room_size);
+    if (b.room == NULL) {
         fail("no memory");
     }
-    memset(b.map, GUARD_BYTE, room);
-    b.data = b.map + room - slack - size;
+    memset(b.room, GUARD_BYTE, b.room_size);
+    b.data = b.room + b.room_size - slack - size;
     return b;
 }
 
@@ -52,7 +50,7 @@ static void release(struct buffer b, size_t size, size_t slack) {
             fail("written behind the row");
         }
     }
-    munmap(b.map, b.map_size);
+    unmap_between_pages((char *) b.room, b.room_size);
 }
 
 static int find(const char * (*name)(int), const char * wanted) {
@@ -108,6 +106,7 @@ static void run(enum tq_op op, enum tq_type type, int64_t n) {
 }
 
 int main(int argc, char ** argv) {
+    use_binary_streams();
     if (argc == 2 && strcmp(argv[1], "tiers") == 0) {
         for (int isa = 0; tq_isa_name(isa); isa++) {
             if (tq_isa_supported((enum tq_isa) isa)) {

@@ -1,4 +1,4 @@
-"""Tiny GGUF models with random weights: every head size, sliding windows, partial RoPE, latent attention."""
+"""Tiny GGUF models with random weights: head sizes, sliding windows, partial RoPE, learned positions, MLA."""
 
 from __future__ import annotations
 
@@ -206,6 +206,25 @@ def partial_rope(path: Path, head: int, centred: bool = False) -> None:
             model.tensor(f"blk.{layer}.{name}_norm.weight", EMBEDDING)
         model.tensor(f"blk.{layer}.ffn_up.weight", EMBEDDING, 2 * FEED_FORWARD)
         model.tensor(f"blk.{layer}.ffn_down.weight", FEED_FORWARD, EMBEDDING)
+    model.finish()
+
+
+def learned_positions(path: Path) -> None:
+    """gpt2: CONTEXT positions have an embedding, others none."""
+    model = _Model(path, "gpt2", 1, EMBEDDING // HEADS, kv_heads=HEADS)
+    model.tensor("position_embd.weight", EMBEDDING, CONTEXT)
+    model.tensor("output_norm.bias", EMBEDDING)
+    for name in ("attn_norm", "ffn_norm"):
+        model.tensor(f"blk.0.{name}.weight", EMBEDDING)
+        model.tensor(f"blk.0.{name}.bias", EMBEDDING)
+    for name, width, height in (
+        ("attn_qkv", EMBEDDING, 3 * EMBEDDING),
+        ("attn_output", EMBEDDING, EMBEDDING),
+        ("ffn_up", EMBEDDING, FEED_FORWARD),
+        ("ffn_down", FEED_FORWARD, EMBEDDING),
+    ):
+        model.tensor(f"blk.0.{name}.weight", width, height)
+        model.tensor(f"blk.0.{name}.bias", height)
     model.finish()
 
 

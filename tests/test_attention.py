@@ -25,7 +25,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def aarch64_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return drivers.build_aarch64("attention_driver.c", tmp_path_factory.mktemp("aarch64"))
+    return drivers.build_static(drivers.AARCH64, "attention_driver.c", tmp_path_factory.mktemp("aarch64"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

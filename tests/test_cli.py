@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import drivers
 import llama_tq
 from llama_tq import cli
 from llama_tq.errors import InputError
 from llama_tq.runtime import embedded, memory
 from llama_tq.runtime.installed import cache_types
 from llama_tq.runtime.pairs import Pair, bits_per_value, parse_pairs
+from llama_tq.runtime.system import VARIABLES
 from tiny_models import MODELS
 
 PROMPT = "def __init__(self"
@@ -75,6 +78,14 @@ def test_json_is_all_of_standard_output(command, tmp_path):
             assert [t["name"] for t in result["types"]] == [t.name for t in llama_tq.types()]
             assert sum(tier["active"] for tier in result["tiers"]) == 1
             assert set(result["backends"][0]["types"]) == set(cache_types())
+            parts = ("system", "packages", "variables")
+            system, packages, variables = ({f["name"]: f["value"] for f in result[part]} for part in parts)
+            assert platform.python_version() in system["Python"]
+            assert system["compiler"]
+            assert "LLAMAFILE" in system["CPU has"].split()
+            assert packages["numpy"] == np.__version__
+            assert variables["LLAMA_CACHE"] == os.environ["LLAMA_CACHE"]
+            assert variables["LLAMA_TQ_ISA"] is None
         case "plan":
             assert {row["pair"] for row in result["pairs"]} >= {"f16/f16", "q8_0/q8_0", "tq4_0/tq4_0"}
             assert all(row["longest"] <= result["n_ctx_train"] for row in result["pairs"])
@@ -100,6 +111,15 @@ def test_json_is_all_of_standard_output(command, tmp_path):
             assert all(s["read"] > 0 and s["write"] > 0 for s in result["speeds"])
         case "benchmark":
             check_benchmark(result)
+
+
+def test_info_has_every_variable_that_changes_what_we_do():
+    sources = [*drivers.CSRC.rglob("*.c*"), *Path(llama_tq.__file__).parent.rglob("*.py")]
+    read = r'(?:getenv|variable|environ\.get|environ\.setdefault)\("(\w+)"|"(\w+)" not in os\.environ'
+    text = "\n".join(source.read_text() for source in sources)
+    found = {a or b for a, b in re.findall(read, text)}
+    assert "LLAMA_TQ_ISA" in found
+    assert found - {"HOME", "LOCALAPPDATA"} <= set(VARIABLES)
 
 
 def test_first_results_come_before_the_last():

@@ -114,7 +114,9 @@ def is_short(case: cuda_checks.Case) -> bool:
 SHORT = list(filter(is_short, cuda_checks.CASES))
 
 
-@pytest.mark.parametrize("case", [*SHORT[::4], *(case for case in SHORT if case.centre)], ids=str)
+@pytest.mark.parametrize(
+    "case", [*SHORT[::4], *(case for case in SHORT if case.centre or case.largest)], ids=str
+)
 def test_attention_on_the_host(host: Path, case: cuda_checks.Case):
     on_the_host(host, case)
 

@@ -16,7 +16,7 @@ KERNELS = [*(("neon", op) for op in OPERATIONS), ("neon_dotprod", "vec_dot"), ("
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return drivers.build_aarch64("kernel_driver.c", tmp_path_factory.mktemp("aarch64"))
+    return drivers.build_static(drivers.AARCH64, "kernel_driver.c", tmp_path_factory.mktemp("aarch64"))
 
 
 def emulate(driver: Path, cpu: str) -> Machine:

@@ -40,10 +40,12 @@ def test_bytes_by_hand(tiny):
         k, v = bits_per_value(row.pair.k) / 8, bits_per_value(row.pair.v) / 8
         per_token = model.k_per_token * k + model.v_per_token * v
         fixed = model.state_bytes + WINDOW_CELLS * model.windowed * (k + v)
+        caches = bool(model.k_per_token) + bool(model.windowed)
+        if is_tq(row.pair.k) or is_tq(row.pair.v):  # a matrix for every half that is rotated
+            fixed += caches * HEAD**2 * 4 * sum(bits_per_value(t) < 16 for t in (row.pair.k, row.pair.v))
         if is_tq(row.pair.k):  # two rows of every layer's means, and a table of turns with a row for none
-            tables = bool(model.k_per_token) + bool(model.windowed)
-            fixed += 2 * 4 * (model.k_per_token + model.windowed) + tables * HEAD * 4
-            per_token += tables * HEAD * 4 / CENTRING_CHUNK
+            fixed += 2 * 4 * (model.k_per_token + model.windowed) + caches * HEAD * 4
+            per_token += caches * HEAD * 4 / CENTRING_CHUNK
         assert row.bytes_per_token == per_token
         assert row.fixed_bytes == fixed
         assert row.cache_bytes == PADDED * per_token + fixed

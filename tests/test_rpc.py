@@ -22,8 +22,9 @@ from test_server import llama_server
 # With the servers' ports as arguments; `lose` and `return` on standard output ask the test to end the second,
 # and to start it again, and are answered by a line.
 IN_PYTHON = """
-import json, sys
+import ctypes, json, os, sys, tempfile
 import llama_cpp
+import llama_cpp.llama_cpp as api
 import numpy as np
 import llama_tq
 from llama_tq.runtime import embedded
@@ -81,6 +82,17 @@ try:
     list(pieces)
 except RuntimeError as error:
     result["llama_cpp"] = str(error)
+file, words = os.path.join(tempfile.mkdtemp(), "state"), (ctypes.c_int32 * 1)(1)
+try:
+    llm.save_state()
+except RuntimeError as error:
+    result["saved"] = str(error)
+files = {
+    "whole": api.llama_state_save_file(llm.ctx, file.encode(), words, 1),
+    "sequence": api.llama_state_seq_save_file(llm.ctx, file.encode(), 0, words, 1),
+}
+result["files"] = [name for name, written in files.items() if written or os.path.exists(file)]
+result["bytes"] = api.llama_state_seq_get_size(llm.ctx, 0)
 llm.close()
 print(json.dumps(result))
 """
@@ -137,11 +149,20 @@ def test_a_lost_server_is_an_error_in_python(result):
     assert "llama_decode returned -3" in result["llama_cpp"]
 
 
-def test_a_lost_server_is_an_error_in_llama_server():
+def test_the_state_of_a_lost_server_is_not_saved(result):
+    """It would be zeros."""
+    assert "does not answer any more" in result["saved"]
+    assert (result["files"], result["bytes"]) == ([], 0)
+
+
+def test_a_lost_server_is_an_error_in_llama_server(tmp_path):
     port = free_port()
     with contextlib.ExitStack() as stack, rpc_process(free_port()) as _, rpc_process(port) as lost:
         client = stack.enter_context(
-            llama_server(("tq4_0", "tq4_0"), "-ngl", 99, "--rpc", f"127.0.0.1:{port}")
+            llama_server(
+                *(("tq4_0", "tq4_0"), "-ngl", 99, "--rpc", f"127.0.0.1:{port}"),
+                *("--slot-save-path", tmp_path),
+            )
         )
         body = {"prompt": "def main", "n_predict": 500, "ignore_eos": True, "stream": True}
         with client.stream("POST", "/completion", json=body) as answer:
@@ -152,6 +173,8 @@ def test_a_lost_server_is_an_error_in_llama_server():
             assert any("Compute error" in line for line in lines)
         again = client.post("/completion", json={**body, "stream": False})
         assert (again.status_code, again.json()["error"]["message"]) == (500, "Compute error.")
+        saved = client.post("/slots/0", params={"action": "save"}, json={"filename": "lost.bin"})
+        assert (saved.status_code, list(tmp_path.iterdir())) == (500, [])
         assert time.monotonic() - began < 60
         assert client.get("/health").status_code == httpx.codes.OK
 

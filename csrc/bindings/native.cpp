@@ -7,13 +7,14 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "aborts.h"
 #include "centring/centre.h"
 #include "llama-ext.h"
-#include "llama-tq.h"
 
 namespace py = pybind11;
 
@@ -35,6 +36,13 @@ void collect(ggml_log_level level, const char * text, void *) {
     }
 }
 
+template <typename T> const T & at(std::uintptr_t address) {
+    if (!address) {
+        throw std::invalid_argument("there is nothing at this address: closed, or never made");
+    }
+    return *reinterpret_cast<const T *>(address);
+}
+
 // Main memory that is pinned for a GPU is the CPU's.
 std::string device_of(ggml_backend_buffer_type_t type) {
     ggml_backend_dev_t device = ggml_backend_buft_is_host(type) ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)
@@ -44,7 +52,7 @@ std::string device_of(ggml_backend_buffer_type_t type) {
 
 py::list memory_of(std::uintptr_t context) {
     std::map<std::string, llama_memory_breakdown_data> sums;
-    const auto parts = llama_get_memory_breakdown(reinterpret_cast<const llama_context *>(context));
+    const auto parts = llama_get_memory_breakdown(&at<llama_context>(context));
     for (const auto & [type, bytes] : parts) {
         llama_memory_breakdown_data & sum = sums[device_of(type)];
         sum.model += bytes.model;
@@ -61,11 +69,9 @@ py::list memory_of(std::uintptr_t context) {
 void begin_log() {
     llama_log_get(&collected.previous, &collected.previous_data);
     llama_log_set(collect, nullptr);
-    llama_tq_catch_aborts(true);
 }
 
 py::list end_log() {
-    llama_tq_catch_aborts(false);
     llama_log_set(collected.previous, collected.previous_data);
     const std::lock_guard<std::mutex> lock(collected.mutex);
     py::list lines;
@@ -77,14 +83,15 @@ py::list end_log() {
 }
 
 std::string not_centred(std::uintptr_t model) {
-    return llama_tq_not_centred(*reinterpret_cast<const llama_model *>(model));
+    return llama_tq_not_centred(at<llama_model>(model));
 }
 
 py::dict means_of(std::uintptr_t address, int threads) {
-    const llama_model & model = *reinterpret_cast<const llama_model *>(address);
+    const llama_model & model = at<llama_model>(address);
     std::shared_ptr<const llama_tq_means> means;
     {
         const py::gil_scoped_release release;
+        const llama_tq_aborts aborts(true);
         means = llama_tq_means_of(model, threads);
     }
     py::list layers;
@@ -116,8 +123,6 @@ PYBIND11_MODULE(_native, module) {
         "The mean keys of the llama_model at this address: known, read or measured. RuntimeError where the model "
         "cannot read the prompt that shows them. For each layer: mean, float32 (kv heads * head,), zeros for "
         "heads left as they are; heads that are centred; energy of held-out keys before and after.");
-    module.def("begin_log", begin_log,
-               "From now on llama.cpp's log is collected instead of going where it went, and what ggml would end the "
-               "process for in this thread is an error of the call, where llama.cpp catches errors.");
+    module.def("begin_log", begin_log, "From now on llama.cpp's log is collected instead of going where it went.");
     module.def("end_log", end_log, "Stop, and return what was collected: (level, bytes) per message.");
 }

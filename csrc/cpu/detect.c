@@ -7,6 +7,8 @@
 #    include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #    include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(_WIN32)
+#    include <windows.h>
 #endif
 
 bool tq_detect_scalar(void) {
@@ -14,22 +16,34 @@ bool tq_detect_scalar(void) {
 }
 
 #if defined(__x86_64__)
-// Clang 14's builtin does not know the name.
-static bool has_f16c(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+// By hand, because __builtin_cpu_supports needs a library that clang-cl does not link. XCR0 tells which registers the
+// operating system saves; macOS lets it grow when a program first uses AVX-512.
+#    define XCR0_AVX 0x06
+#    if defined(__APPLE__)
+#        define XCR0_AVX512 XCR0_AVX
+#    else
+#        define XCR0_AVX512 0xE6
+#    endif
+
+static bool saves(unsigned registers) {
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & registers) == registers;
 }
 
-// The builtins look at XCR0, the operating system's part, too.
+static bool has(unsigned ecx1, unsigned ebx7, unsigned ecx7) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & ecx1) == ecx1 && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+           (b & ebx7) == ebx7 && (c & ecx7) == ecx7;
+}
+
 bool tq_detect_avx2(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    return has(bit_OSXSAVE | bit_FMA | bit_F16C, bit_AVX2, 0) && saves(XCR0_AVX);
 }
 
 bool tq_detect_avx512(void) {
-    return tq_detect_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+    const unsigned ebx7 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    return tq_detect_avx2() && has(0, ebx7, bit_AVX512VBMI | bit_AVX512VNNI) && saves(XCR0_AVX512);
 }
 #endif
 
@@ -45,6 +59,8 @@ bool tq_detect_neon_dotprod(void) {
     int has = 0;
     size_t size = sizeof(has);
     return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0) == 0 && has;
+#    elif defined(_WIN32)
+    return IsProcessorFeaturePresent(PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE);
 #    else
     return false;
 #    endif

@@ -4,11 +4,7 @@
 #include "../tq.h"
 #include "../tq_blocks.h"
 
-#if defined(_MSC_VER)
-#    define TQ_INLINE static __forceinline
-#else
-#    define TQ_INLINE static inline __attribute__((always_inline))
-#endif
+#define TQ_INLINE static inline __attribute__((always_inline))
 
 typedef void (*tq_quantize_fn)(const float * x, void * y, int64_t n);
 typedef void (*tq_dequantize_fn)(const void * x, float * y, int64_t n);
@@ -22,12 +18,12 @@ struct tq_kernels {
 
 // Tables exist for the tiers of this architecture only; TQ_IF_<architecture>(x) is x there and nothing elsewhere.
 #define TQ_IF_any(...) __VA_ARGS__
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 #    define TQ_IF_x86_64(...) __VA_ARGS__
 #else
 #    define TQ_IF_x86_64(...)
 #endif
-#if defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__aarch64__)
 #    define TQ_IF_aarch64(...) __VA_ARGS__
 #else
 #    define TQ_IF_aarch64(...)

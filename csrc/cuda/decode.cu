@@ -13,17 +13,27 @@
 //   values    O^T = V^T P^T: 16 values of the head by 8 columns. Values are unpacked as keys are, and their pairs
 //             transposed by movmatrix: row 8i + g of a product is value g & 1 of a pair of block g >> 1.
 //
-// What limits it is the integer units, which look up, choose and widen: 1500 instructions of a warp for a tile, half of
-// the slots of an H100 used at 131072 rows, where memory delivers 1.6 of 3.3 TB/s. 104 (83) us there for 32 query heads
-// over 8 KV heads of 128, tq4_0 (tq3_0). With 256 rows it is fetching the code: 2200 instructions, and half the time.
-// What lost, in us, each against the kernel of its day:
+// What limits it is the integer units, which look up, choose and widen, and waiting for them: 1360 instructions of a
+// warp for a tile of tq4_0, 710 of them of those units, which take two cycles for each. At 131072 rows 62 % of their
+// time is used, and 57 % of all slots, of an H200 whose memory delivers 2.0 of 4.8 TB/s. 88 (77) us there for 32 query
+// heads over 8 KV heads of 128, tq4_0 (tq3_0), and 102 (87) before the usual case had kernels of its own. With 256 rows
+// it is fetching the code: 6.5 (6.4) us, and 7.9 (7.5) before.
+//
+// What lost, in us, each against the kernel of its day, on an H100:
 //   139 (113)  against 130 (103)  values owned by half blocks, their pairs interleaved as bytes instead of transposed
 //   174 (115)  against 130 (103)  five blocks of four warps with 96 registers each, which spill
-//   122 (94)   against 119 (96)   both groups of 16 rows unrolled: no faster, with twice the code
+//   122 (94)   against 119 (96)   both groups of 16 rows unrolled in the general kernel: no faster, with twice the code
 //   122 (98)   against 119 (96)   blocks of four warps instead of eight
 //   9.8        against 7.7        with 256 rows, 16 warps with half a tile each instead of 8
 //   627        against 584        a token of 8 layers in an empty cache: first a rehearsal of the kernel over nothing,
 //                                 while the encoder runs, to fetch the code
+// On an H200:
+//   104.8 (85.6) against 101.6 (86.0)  shifts by 16 as high halves of products, which take four cycles
+//   102.2 (82.4) against 100.3 (84.2)  rows copied by the lines of 16 bytes in which they lie: fewer instructions, but
+//                                      8.3 against 7.8 with 256 rows
+//   90.3 (77.3)  against 87.5 (76.7)   one group of 16 rows at a time in the usual case
+//   88.1 (76.2)  against 87.5 (76.7)   levels transposed before they are widened, and their scales: 40 transposes
+//                                      instead of 64, but 6.8 against 6.5 with 256 rows
 
 #include <climits>
 
@@ -95,9 +105,11 @@ __device__ __forceinline__ void unpack(place rows, int stride, int blocks, int m
     }
 }
 
-template <int type, int D, int NT>
+// `groups` of 16 rows at once. One: half the code, and what the warps of a multiprocessor run has to fit its
+// instruction cache. Two: a group fills the gaps of the other.
+template <int type, int groups, int D, int NT>
 __device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, int blocks, int lane) {
-#pragma unroll 1 // half the code: what the warps of a multiprocessor run at once has to fit its instruction cache
+#pragma unroll groups
     for (int m = 0; m < 2; m++) {
         float s[2][NT][4] = {}; // two sums, so that a product need not wait for the one before
         unpack<type, work<D, NT>::key_blocks>(
@@ -119,10 +131,10 @@ __device__ __forceinline__ void scores(work<D, NT> & w, place rows, int stride, 
     }
 }
 
-template <int type, int D, int NT>
+template <int type, int groups, int D, int NT>
 __device__ __forceinline__ void values(work<D, NT> & w, unsigned (&p)[2][NT][2], place rows, int stride, int blocks,
                                        int lane) {
-#pragma unroll 1
+#pragma unroll groups
     for (int m = 0; m < 2; m++) {
         unpack<type, work<D, NT>::value_blocks>(
             rows, stride, blocks, m, lane, [&](int i, const half2 * x0, const half2 * x1) {
@@ -189,10 +201,41 @@ static __device__ void offsets_of_chunks(float * offsets, const unsigned * G, co
     __syncwarp();
 }
 
-// Centred keys have instances of their own: their offsets take registers that the others would spill.
-template <int D, int NT, bool centred>
-__global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(const arguments p) {
+constexpr int any = -1; // type
+
+// The usual case, whatever the types: one token, heads of 128 values, nothing that is rare.
+static bool is_usual(const arguments & p) {
+    const tq_cuda_attn & a = p.a;
+    const auto is_packed = [](const tq_cuda_cache & c, const staging & s) {
+        return c.dim == 128 && s.chunk == 8 && s.stride == s.row_bytes;
+    };
+    return a.tokens == 1 && p.column_tiles == 1 && a.mask_heads <= 1 && a.max_bias == 0.0f && a.softcap == 0.0f &&
+           is_packed(a.k, p.k) && is_packed(a.v, p.v);
+}
+
+// The same arguments, with what the usual case says of them as constants.
+template <int k_type, int v_type> __device__ __forceinline__ arguments known(arguments p) {
+    if constexpr (k_type != any) {
+        constexpr int k_bytes = 128 / TQ_BLOCK * format<k_type>::block_bytes,
+                      v_bytes = 128 / TQ_BLOCK * format<v_type>::block_bytes;
+        p.a.tokens = p.a.mask_heads = p.column_tiles = 1;
+        p.a.max_bias = p.a.softcap = 0.0f;
+        p.a.k.type = k_type;
+        p.a.v.type = v_type;
+        p.a.k.dim = p.a.v.dim = 128;
+        p.k = {k_bytes, 8, k_bytes, k_bytes / 8};
+        p.v = {v_bytes, 8, v_bytes, v_bytes / 8};
+    }
+    return p;
+}
+
+// Centred keys have instances of their own: their offsets take registers that the others would spill. So has the usual
+// case of some types: a third of the code, and no branches but those that depend on the cache.
+template <int D, int NT, bool centred, int k_type, int v_type>
+__global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(const arguments given) {
     using W = work<D, NT>;
+    constexpr int groups = k_type == any ? 1 : 2;
+    const arguments p = known<k_type, v_type>(given);
     TQ_CUDA_SHARED(shared);
     const tq_cuda_attn & a = p.a;
     const int warps = p.warps, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
@@ -224,7 +267,6 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
 
     W w;
     const bool planes = a.k.type == TQ_TYPE_TQ3_0 || a.k.type == TQ_TYPE_TQ2_1;
-    const bool k_is_tq = a.k.type < TQ_TYPE_COUNT, v_is_tq = a.v.type < TQ_TYPE_COUNT;
     const int first_token = token_of(0), key_blocks = a.k.dim / TQ_BLOCK, value_blocks = a.v.dim / TQ_BLOCK;
     const float to_score = a.softcap == 0.0f ? a.scale * log2e : a.scale / a.softcap;
 
@@ -288,7 +330,7 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
             }
             if (lane == 0) {
                 const int mask = (a.mask_heads > 1 ? column : token_of(column) - first_token) * tile;
-                constants[column] = make_float4(up * (k_is_tq ? 16.0f : 1.0f) * to_score, slope_of(column) * log2e,
+                constants[column] = make_float4(up * unit_of(a.k.type) * to_score, slope_of(column) * log2e,
                                                 __int_as_float(mask), offset_factor);
             }
         }
@@ -318,8 +360,8 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         forget_cached_lines();
 #pragma unroll 1
         for (int i = 0; i < 2; i++) {
-            if (lane < a.fresh[i].count) {
-                const int row = fresh_row(a.fresh[i], lane, kv_stream);
+            if (lane < given.a.fresh[i].count) { // the index would bring all arguments to memory
+                const int row = fresh_row(given.a.fresh[i], lane, kv_stream);
                 fresh = row >= candidate * tile && row < last_tile * tile ? min(fresh, row / tile) : fresh;
             }
         }
@@ -430,17 +472,17 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         const float * const mask = reinterpret_cast<const float *>(here + p.mask_offset);
 
         switch (a.k.type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                       \
-    case TQ_TYPE_##NAME:                                                         \
-        scores<TQ_TYPE_##NAME>(w, place_of(here), p.k.stride, key_blocks, lane); \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                               \
+    case TQ_TYPE_##NAME:                                                                 \
+        scores<TQ_TYPE_##NAME, groups>(w, place_of(here), p.k.stride, key_blocks, lane); \
         break;
 #include "types.def"
 #undef TQ_TYPE
             case TQ_CUDA_Q8_0:
-                scores<TQ_CUDA_Q8_0>(w, place_of(here), p.k.stride, key_blocks, lane);
+                scores<TQ_CUDA_Q8_0, groups>(w, place_of(here), p.k.stride, key_blocks, lane);
                 break;
             default:
-                scores<TQ_CUDA_F16>(w, place_of(here), p.k.stride, key_blocks, lane);
+                scores<TQ_CUDA_F16, groups>(w, place_of(here), p.k.stride, key_blocks, lane);
         }
 
 #pragma unroll
@@ -553,17 +595,17 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         }
 
         switch (a.v.type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                               \
-    case TQ_TYPE_##NAME:                                                                                 \
-        values<TQ_TYPE_##NAME>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane); \
+#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                                                       \
+    case TQ_TYPE_##NAME:                                                                                         \
+        values<TQ_TYPE_##NAME, groups>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane); \
         break;
 #include "types.def"
 #undef TQ_TYPE
             case TQ_CUDA_Q8_0:
-                values<TQ_CUDA_Q8_0>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane);
+                values<TQ_CUDA_Q8_0, groups>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane);
                 break;
             default:
-                values<TQ_CUDA_F16>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane);
+                values<TQ_CUDA_F16, groups>(w, weights, place_of(here) + p.v_offset, p.v.stride, value_blocks, lane);
         }
         __syncwarp(); // before the next start() writes to this stage
     }
@@ -601,7 +643,6 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         }
     }
     __syncthreads();
-    const float v_unit = v_is_tq ? 16.0f : 1.0f;
     for (int column = warp; column < W::columns && first_column + column < p.columns; column += warps) {
         float most = -INFINITY, total = 0.0f, x[D / 32] = {};
 #pragma unroll 1 // what runs once takes as long as its code is
@@ -622,7 +663,7 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
         const int token = token_of(column), head = head_of(column);
         const int64_t place = ((int64_t) stream * a.tokens + token) * a.heads + head;
         float * out = a.out + place * a.v.dim;
-        float scale = v_unit;
+        float scale = unit_of(a.v.type);
         if (p.splits == 1) {
             scale *= finish(most, total, a.sinks, head);
         } else {
@@ -647,13 +688,22 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     }
 }
 
-template <int D, int NT> void launch_as(const arguments & p, size_t shared, cudaStream_t stream) {
+template <int D, int NT, int k_type = any, int v_type = any>
+void launch_as(const arguments & p, size_t shared, cudaStream_t stream) {
     const dim3 grid(p.splits, p.a.kv_heads * p.column_tiles, p.a.streams);
     if (p.a.q_plain) {
-        launch<decode<D, NT, true>>(grid, p.warps * 32, shared, stream, p);
+        launch<decode<D, NT, true, k_type, v_type>>(grid, p.warps * 32, shared, stream, p);
     } else {
-        launch<decode<D, NT, false>>(grid, p.warps * 32, shared, stream, p);
+        launch<decode<D, NT, false, k_type, v_type>>(grid, p.warps * 32, shared, stream, p);
     }
+}
+
+template <int k_type, int v_type> bool launch_usual(const arguments & p, size_t shared, cudaStream_t stream) {
+    const bool is_it = p.a.k.type == k_type && p.a.v.type == v_type && is_usual(p);
+    if (is_it) {
+        launch_as<128, 1, k_type, v_type>(p, shared, stream);
+    }
+    return is_it;
 }
 
 // Two groups of 8 columns cost half as much again as one, and only small heads leave registers for them.
@@ -718,7 +768,9 @@ void decode_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * sc
         launch_as<256, 1>(p, shared, stream);
     } else if (column_groups(a) == 2) {
         launch_as<128, 2>(p, shared, stream);
-    } else {
+    } else if (!launch_usual<TQ_TYPE_TQ4_0, TQ_TYPE_TQ4_0>(p, shared, stream) &&
+               !launch_usual<TQ_TYPE_TQ3_0, TQ_TYPE_TQ3_0>(p, shared, stream) &&
+               !launch_usual<TQ_TYPE_TQ4_0, TQ_TYPE_TQ2_1>(p, shared, stream)) {
         launch_as<128, 1>(p, shared, stream);
     }
     if (p.splits > 1) {

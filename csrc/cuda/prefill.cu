@@ -289,11 +289,11 @@ __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p)
                                       2 * (TQ_BLOCK * b + position_of(planes, lane))) = __float2half_rn(x[b] * down);
         }
         if (lane == 0) {
-            factors[column] = up * to_score * (a.k.type < TQ_TYPE_COUNT ? 16.0f : 1.0f);
+            factors[column] = up * to_score * unit_of(a.k.type);
         }
         if (centred && lane == 0) {
-            const float unit = a.k.type < TQ_TYPE_COUNT ? 1.0f / 16.0f : 1.0f;
-            factors[p.tile_columns + column] = p.pair_factors[first_pair * pair_columns + column] * down * unit;
+            factors[p.tile_columns + column] =
+                p.pair_factors[first_pair * pair_columns + column] * down / unit_of(a.k.type);
         }
     }
     __syncwarp();
@@ -605,7 +605,7 @@ __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p)
 
     // --- results ---
     let_next_kernel_load();
-    const float v_unit = a.v.type < TQ_TYPE_COUNT ? 16.0f : 1.0f;
+    const float v_unit = unit_of(a.v.type);
 #pragma unroll
     for (int m = 0; m < MT; m++) {
 #pragma unroll

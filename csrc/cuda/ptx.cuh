@@ -29,6 +29,13 @@ __device__ __forceinline__ half2 multiply_add(half2 a, half2 b, half2 c) {
     return as_half2(r);
 }
 
+// a b + c. The compiler makes a choice of a product with 0 or 1.
+__device__ __forceinline__ unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+    unsigned r;
+    asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+
 // --- memory ---
 
 // A place in shared memory. 32 bits, because the compiler keeps generic pointers in 64 and adds them in two steps.

@@ -2,8 +2,8 @@
 //
 // A look-up gives bytes of level + 128. A byte under 0x64 is the half 1024 + byte, so fma(half, s, -1152 s) is the
 // level times the scale: one prmt and one fma for two values. The product has 4 + 7 significant bits, so nothing is
-// rounded. Scales are 2^-4 of what they are, so that 1152 times the largest fits a half; the kernels give the 16 back
-// to sums. A scale below 2^-17 (a block whose largest value is below 0.001) is rounded to a multiple of 2^-20, one
+// rounded. Scales are 2^-5 of what they are, so that 1152 times the largest, 960, fits a half; the kernels give the 32
+// back to sums. A scale below 2^-16 (a block whose largest value is below 0.002) is rounded to a multiple of 2^-19, one
 // below that possibly to zero.
 #pragma once
 
@@ -14,6 +14,11 @@
 namespace tq_cuda {
 
 constexpr unsigned magic = 0x64646464u;
+
+// What sums of unpacked values are multiplied with.
+__device__ __forceinline__ float unit_of(int type) {
+    return type < TQ_TYPE_COUNT ? 32.0f : 1.0f;
+}
 
 __device__ __forceinline__ half2 widen_low(unsigned levels) { // bytes 0 and 1
     return as_half2(TQ_PRMT(levels, magic, 0x4140));
@@ -26,9 +31,9 @@ __device__ __forceinline__ half2 widen_high(unsigned levels) { // bytes 2 and 3
 // Both scales of a word; bits above the 16th do not matter. A code less 16, shifted to where a half has its exponent,
 // is 2^6 times the scale.
 __device__ __forceinline__ half2 decode_scales(unsigned w) {
-    const unsigned codes = (w & 0x7C00u) * 0x10001u - 0x08000800u + ((w << 7 & 0x780u) | (w << 18 & 0x7800000u));
+    const unsigned codes = (w & 0x7C00u) * 0x10001u + ((w << 7 & 0x780u) | (w << 18 & 0x7800000u));
     const unsigned signs = (w << 11 & 0x8000u) | (w << 22 & 0x80000000u);
-    const half2 scales = multiply(as_half2(codes | signs), as_half2(0x14001400u)); // 2^-10
+    const half2 scales = multiply(as_half2(codes + signs - 0x08000800u), as_half2(0x10001000u)); // 2^-11
     return as_half2(w & 0x7800u ? as_word(scales) : 0u);
 }
 
@@ -135,6 +140,11 @@ __device__ __forceinline__ half_block load_q8_0(place block, int h) {
     return r;
 }
 
+// Word a of the first codebook, or b of the second: a product, because look-ups leave no time for choices.
+__device__ __forceinline__ unsigned pick(unsigned second, unsigned a, unsigned b) {
+    return multiply_add(second, b - a, a);
+}
+
 // A whole block, `odd` bytes after p.
 template <int type>
 __device__ __forceinline__ void load_both(place p, unsigned odd, const books & b, half_block (&r)[2]) {
@@ -145,12 +155,12 @@ __device__ __forceinline__ void load_both(place p, unsigned odd, const books & b
     } else {
         unsigned word, w[F::bits];
         load_block(p, odd, word, w);
-        const bool second = word & 0x8000u;
+        const unsigned second = word << 16 >> 31;
         if constexpr (F::bits == 4) {
             unsigned book[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                book[i] = second ? b.w[1][i] : b.w[0][i];
+                book[i] = pick(second, b.w[0][i], b.w[1][i]);
             }
 #pragma unroll
             for (int h = 0; h < 2; h++) {
@@ -158,7 +168,7 @@ __device__ __forceinline__ void load_both(place p, unsigned odd, const books & b
                 tq_dev_levels_4(book, w[2 * h + 1], r[h].level + 2);
             }
         } else if constexpr (F::bits == 3) {
-            const unsigned book[2] = {second ? b.w[1][0] : b.w[0][0], second ? b.w[1][1] : b.w[0][1]};
+            const unsigned book[2] = {pick(second, b.w[0][0], b.w[1][0]), pick(second, b.w[0][1], b.w[1][1])};
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 tq_dev_levels_3(book, w[h], w[2], h, r[h].level);

@@ -5,10 +5,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "aborts.h"
 #include "centring/centre.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -29,11 +29,18 @@ struct half {
 };
 
 std::string head_size_reason(const half & h, uint32_t il) {
-    if (!llama_tq_is(h.type) || h.head_size % TQ_BLOCK == 0) {
+    const int block = (int) ggml_blck_size(h.type);
+    if (h.head_size % block == 0) {
         return "";
     }
     return format("%s cache type %s needs head sizes that are multiples of %d, and layer %u has %d; use %s for %s",
-                  h.name, ggml_type_name(h.type), TQ_BLOCK, il, h.head_size, plain_types, h.name);
+                  h.name, ggml_type_name(h.type), block, il, h.head_size, plain_types, h.name);
+}
+
+// Written and read as numbers: not integers, not what only holds activations, not what cannot be encoded on its own.
+bool can_be_cached(ggml_type type) {
+    const ggml_type_traits * traits = ggml_get_type_traits(type);
+    return type == GGML_TYPE_F32 || (traits->to_float && traits->from_float_ref);
 }
 
 // Asks as the scheduler will; there, an operation on the cache that its device lacks ends the process.
@@ -74,6 +81,9 @@ std::string refusal(const llama_model & model, const llama_context_params & para
         std::memcpy(&id, type, sizeof(id));
         if (id < 0 || id >= GGML_TYPE_COUNT || ggml_blck_size((ggml_type) id) == 0) {
             return format("there is no cache type with the id %d", id);
+        }
+        if (!can_be_cached(*type)) {
+            return format("a cache cannot have the type %s", ggml_type_name(*type));
         }
     }
 
@@ -126,14 +136,14 @@ std::string refusal(const llama_model & model, const llama_context_params & para
         }
         const half k = {"K", params.type_k, (int) hparams.n_embd_head_k(il)};
         const half v = {"V", params.type_v, (int) hparams.n_embd_head_v(il)};
+        if (!llama_tq_is(type)) {
+            continue;
+        }
         for (const half & h : {k, v}) {
             const std::string reason = head_size_reason(h, il);
             if (!reason.empty()) {
                 return reason;
             }
-        }
-        if (!llama_tq_is(type)) {
-            continue;
         }
         ggml_backend_dev_t dev = params.offload_kqv ? model.dev_layer((int) il) : nullptr;
         if (dev && std::find(asked.begin(), asked.end(), dev) == asked.end()) {
@@ -157,10 +167,9 @@ bool llama_tq_refuses(const llama_model & model, const llama_context_params & pa
     return !reason.empty();
 }
 
-ggml_status llama_tq_answered(const llama_model & model, ggml_status status) {
+bool llama_tq_answers(const llama_model & model) {
     for (const llama_device & device : model.devices) {
-        const char * name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device.dev));
-        if (status != GGML_STATUS_SUCCESS || std::strncmp(name, "RPC", 3) != 0) {
+        if (std::strncmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device.dev)), "RPC", 3) != 0) {
             continue;
         }
         size_t free = 0, total = 0;
@@ -168,28 +177,41 @@ ggml_status llama_tq_answered(const llama_model & model, ggml_status status) {
         if (total == 0) {
             LLAMA_LOG_ERROR("the RPC server at %s does not answer any more\n",
                             ggml_backend_dev_description(device.dev));
-            status = GGML_STATUS_FAILED;
+            return false;
         }
     }
-    return status;
+    return true;
 }
 
 namespace {
 
-thread_local bool catches_aborts = false;
-
-void throw_or_tell(const char * message) {
-    if (catches_aborts) {
-        throw std::runtime_error(message);
+// Where positions are learned and not turned: a thread that looks for one that is not there ends the process.
+bool has_positions(const llama_model & model, ggml_cgraph * graph) {
+    for (int i = 0; model.pos_embd && i < ggml_graph_n_nodes(graph); i++) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        if (node->op != GGML_OP_GET_ROWS || node->src[0] != model.pos_embd ||
+            !ggml_backend_buffer_is_host(node->src[1]->buffer)) {
+            continue;
+        }
+        const int32_t * positions = static_cast<const int32_t *>(node->src[1]->data);
+        for (int64_t j = 0; j < node->src[1]->ne[0]; j++) {
+            if (positions[j] < 0 || positions[j] >= model.pos_embd->ne[1]) {
+                LLAMA_LOG_ERROR("there is no position %d: the model has learned %d\n", positions[j],
+                                (int) model.pos_embd->ne[1]);
+                return false;
+            }
+        }
     }
-    std::fprintf(stderr, "%s\n", message);
+    return true;
 }
 
 } // namespace
 
-void llama_tq_catch_aborts(bool on) {
-    if (on) {
-        ggml_set_abort_callback(throw_or_tell);
+ggml_status llama_tq_compute(const llama_model & model, ggml_backend_sched_t sched, ggml_cgraph * graph) {
+    if (!has_positions(model, graph)) {
+        return GGML_STATUS_FAILED;
     }
-    catches_aborts = on;
+    const llama_tq_aborts aborts(false); // the CPU's other threads would wait for a thread that was thrown out
+    const ggml_status status = ggml_backend_sched_graph_compute_async(sched, graph);
+    return status == GGML_STATUS_SUCCESS && !llama_tq_answers(model) ? GGML_STATUS_FAILED : status;
 }

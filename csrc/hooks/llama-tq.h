@@ -1,8 +1,10 @@
 // What the TQ types ask of llama.cpp's KV cache.
 #pragma once
 
+#include <cstdio>
 #include <numeric>
 
+#include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
 #include "tq.h"
@@ -14,13 +16,24 @@ struct llama_context_params;
 // Whether a context cannot be made; then the reason, and what to do instead, is in the log.
 bool llama_tq_refuses(const llama_model & model, const llama_context_params & params);
 
-// The status of a graph: failed, with the reason in the log, where a device of the model does not answer any more. Only
-// RPC servers can be lost: upstream learns that with the next answer, here it is asked for one.
-ggml_status llama_tq_answered(const llama_model & model, ggml_status status);
+// Whether every device of the model still answers; the reason is in the log. Only RPC servers can be lost: upstream
+// learns that with the next answer, here they are asked for one.
+bool llama_tq_answers(const llama_model & model);
 
-// From now on, or no more: what ggml would end the process for in this thread is thrown (std::runtime_error). For calls
-// that catch and report, such as loading a model; whoever calls another one ends as before.
-extern "C" LLAMA_API void llama_tq_catch_aborts(bool on);
+// Computes a graph of the model; failed, with the reason in the log, where a device does not answer any more or a
+// position is asked for that the model has not learned.
+ggml_status llama_tq_compute(const llama_model & model, ggml_backend_sched_t sched, ggml_cgraph * graph);
+
+// The size of a state that was saved, or whether it was; nothing, and no file, where a device did not answer.
+template <typename T> T llama_tq_saved(const llama_context & context, T saved, const char * file = nullptr) {
+    if (!llama_tq_answers(*llama_get_model(&context))) {
+        if (file) {
+            std::remove(file);
+        }
+        return T();
+    }
+    return saved;
+}
 
 // --- rotation ---
 // A TQ cache is always rotated. The Hadamard matrices are powers of two, and a head is rotated in parts of that size.

@@ -80,15 +80,37 @@ def needs_flash_attention(type_v: int | str | None, type_k: int | str | None = N
     return v_quantised or k_tq
 
 
+def guarded(lib: ctypes.CDLL, name: str, argtypes: list, restype: object) -> ctypes._CFuncPtr:
+    """The function of that name; RuntimeError for what C++ throws in it or ggml would end the process for.
+
+    As it is in a library without such functions, which LLAMA_CPP_LIB_PATH may name, and in libmtmd.
+    """
+    find = getattr(lib, "llama_tq_guarded", None)
+    if find is None:
+        return getattr(lib, name)
+    find.argtypes, find.restype = (ctypes.c_char_p,), ctypes.c_void_p
+    address = find(name.encode())
+    if not address:
+        return getattr(lib, name)
+    failure = lib.llama_tq_failure
+    failure.argtypes, failure.restype = (), ctypes.c_char_p
+
+    def check(result: object, function: object, arguments: tuple) -> object:
+        if reason := failure():
+            raise RuntimeError(f"{name}: {reason.decode('utf-8', 'replace')}")
+        return result
+
+    function = ctypes.CFUNCTYPE(restype, *argtypes)(address)
+    function.errcheck = check
+    return function
+
+
 _capture_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def native_errors() -> Iterator[list[str]]:
-    """Collects what llama.cpp logs as an error in this thread; the log goes where it went before as well.
-
-    What ggml would end the process for is such an error too, in calls that catch errors.
-    """
+    """Collects what llama.cpp logs as an error in this thread; the log goes where it went before as well."""
     from llama_cpp import llama_cpp
 
     errors: list[str] = []
@@ -106,10 +128,8 @@ def native_errors() -> Iterator[list[str]]:
         llama_cpp.llama_log_get(ctypes.byref(previous), ctypes.byref(previous_data))
         llama_cpp.llama_log_set(capture, ctypes.c_void_p())
         try:
-            llama_cpp._lib.llama_tq_catch_aborts(True)
             yield errors
         finally:
-            llama_cpp._lib.llama_tq_catch_aborts(False)
             llama_cpp.llama_log_set(previous, previous_data)
 
 

@@ -161,3 +161,19 @@ def test_compiled_model():
     compiled = torch.compile(model, backend="aot_eager", dynamic=True)
     got = forced(compiled, TurboQuantCache(model.config), inputs)
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_attention_on_the_gpu(kind):
+    """Triton's, within the same limit as the CPU's; and generate() to the end."""
+    model, inputs = make(kind), prompt(3)
+    coded = forced(model, oracle(model.config, "tq4_0", "tq4_0"), inputs)
+    exact = forced(model, DynamicCache(config=model.config), inputs)
+    model, inputs = model.cuda(), {name: value.cuda() for name, value in inputs.items()}
+    packed = forced(model, llama_tq.hf.patch(model), inputs)
+    assert distance(packed.cpu(), coded) < distance(coded, exact)
+    out = model.generate(
+        **inputs, past_key_values=llama_tq.hf.patch(model, bits_k=4, bits_v=2), max_new_tokens=40, num_beams=2
+    )
+    assert out.shape == (3, 80)

@@ -1,8 +1,8 @@
 // Damaged model files, planned as `llama-tq plan` does, and damaged side files with the means of a model's keys.
 // LLAMA_TQ_FUZZ_MODEL names a model with its means inside, LLAMA_TQ_FUZZ_MEASURED one without, LLAMA_TQ_FUZZ_SIDE its
 // side file in the folder that LLAMA_CACHE names, LLAMA_TQ_FUZZ_FOLDER a folder for files.
+#include "aborts.h"
 #include "edits.h"
-#include "llama-tq.h"
 #include "llama.h"
 
 namespace {
@@ -42,7 +42,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     if (good_model.empty()) {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
         llama_backend_init();
-        llama_tq_catch_aborts(true);
+        static const llama_tq_aborts aborts(true);
         good_model = read_file(path);
         good_side = read_file(side);
     }

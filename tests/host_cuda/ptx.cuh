@@ -27,6 +27,10 @@ inline half2 multiply_add(half2 a, half2 b, half2 c) { // a double holds the pro
     return {(half) ((double) a.x * (double) b.x + (double) c.x), (half) ((double) a.y * (double) b.y + (double) c.y)};
 }
 
+inline unsigned multiply_add(unsigned a, unsigned b, unsigned c) {
+    return a * b + c;
+}
+
 using place = unsigned;
 
 inline place place_of(const void * p) {

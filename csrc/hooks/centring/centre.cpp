@@ -101,7 +101,7 @@ std::vector<llama_kv_cache *> llama_tq_caches(llama_memory_i * memory) {
 
 llama_tq_centring::llama_tq_centring(const llama_model & model, const llama_cparams & cparams,
                                      const llama_kv_cache & cache, const llama_tq_means & means)
-    : no_alloc(model.hparams.no_alloc), chunks(1 + (int32_t) ((cparams.n_ctx + LLAMA_TQ_CHUNK - 1) / LLAMA_TQ_CHUNK)),
+    : buffers(model.hparams.no_alloc), chunks(1 + (int32_t) ((cparams.n_ctx + LLAMA_TQ_CHUNK - 1) / LLAMA_TQ_CHUNK)),
       first_is_plain(means.first_is_plain), plain(means.plain) {
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> contexts;
     const std::vector<uint32_t> ids = cache.get_layer_ids();
@@ -120,7 +120,7 @@ llama_tq_centring::llama_tq_centring(const llama_model & model, const llama_cpar
         l.head = (int) model.hparams.n_embd_head_k(il);
         l.heads = (int) model.hparams.n_head_kv(il);
         l.rows = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, l.head * l.heads, 2);
-        l.active = no_alloc; // as far as is known
+        l.active = buffers.no_alloc; // as far as is known
         for (const auto & [at, other] : layers) {
             if (other.head == l.head && other.rope == l.rope && ggml_backend_buffer_get_type(at->buffer) == type) {
                 l.turns = other.turns;
@@ -134,22 +134,9 @@ llama_tq_centring::llama_tq_centring(const llama_model & model, const llama_cpar
     }
 
     for (auto & [type, ctx] : contexts) {
-        ggml_backend_buffer_ptr buffer(no_alloc ? ggml_backend_buft_alloc_buffer(type, 0)
-                                                : ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), type));
-        if (!buffer) {
-            throw std::runtime_error("no memory for the tables of centred keys");
-        }
-        for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t && no_alloc;
-             t = ggml_get_next_tensor(ctx.get(), t)) {
-            t->buffer = buffer.get();
-        }
-        buffers.emplace_back(std::move(ctx), std::move(buffer));
+        buffers.add(std::move(ctx), type);
     }
-    for (const auto & [type, bytes] : memory()) {
-        LLAMA_LOG_INFO("%s: %10s TQ buffer size = %8.2f MiB\n", __func__, ggml_backend_buft_name(type),
-                       (double) bytes / 1024.0 / 1024.0);
-    }
-    if (no_alloc) {
+    if (buffers.no_alloc) {
         return;
     }
 
@@ -201,22 +188,6 @@ int32_t llama_tq_centring::chunk(llama_pos pos, llama_token token) const {
 ggml_tensor * llama_tq_centring::centres(ggml_context * ctx, const layer & l, ggml_tensor * row, ggml_tensor * pos) {
     ggml_tensor * x = ggml_reshape_3d(ctx, ggml_get_rows(ctx, l.rows, row), l.head, l.heads, row->ne[0]);
     return l.rope.apply(ctx, x, pos);
-}
-
-std::map<ggml_backend_buffer_type_t, size_t> llama_tq_centring::memory() const {
-    std::map<ggml_backend_buffer_type_t, size_t> bytes;
-    for (const auto & [ctx, buffer] : buffers) {
-        ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(buffer.get());
-        bytes[type] += no_alloc ? ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), type)
-                                : ggml_backend_buffer_get_size(buffer.get());
-    }
-    return bytes;
-}
-
-void llama_tq_centring::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & breakdown) const {
-    for (const auto & [type, bytes] : memory()) {
-        breakdown[type] += bytes;
-    }
 }
 
 void llama_tq_centre_caches(const llama_model & model, const llama_cparams & cparams, ggml_type type_k,

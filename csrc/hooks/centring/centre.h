@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "buffers.h"
 #include "ggml-backend.h"
-#include "ggml-cpp.h"
 #include "llama.h"
 #include "means.h"
 #include "rope.h"
@@ -77,8 +77,7 @@ public:
     // Centres of n keys, [head, heads, n], for I32 [n] `row` of `rows` and `pos`, the chunk's first.
     static ggml_tensor * centres(ggml_context * ctx, const layer & l, ggml_tensor * row, ggml_tensor * pos);
 
-    std::map<ggml_backend_buffer_type_t, size_t> memory() const;
-    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & breakdown) const;
+    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & breakdown) const { buffers.add_memory(breakdown); }
 
     // --- saved states ---
 
@@ -88,14 +87,13 @@ public:
     bool needs_tokens() const { return !plain.empty(); }
 
 private:
-    const bool no_alloc;
+    llama_tq_buffers buffers;
     const int32_t chunks; // rows of `turns`
     bool first_is_plain;
     std::vector<llama_token> plain;
     std::map<const ggml_tensor *, layer> layers;            // by storage
     std::vector<const ggml_tensor *> order;                 // of the layers, as the cache has them
     std::map<const ggml_tensor *, std::vector<float>> host; // what `rows` holds
-    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;
 
     void set_rows(const ggml_tensor * storage, const std::vector<float> & mean);
 };

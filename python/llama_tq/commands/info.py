@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from dataclasses import dataclass
 from importlib import metadata
 
 from .._api import active_isa, kernels, types
-from ..runtime import ggml
+from ..runtime import ggml, system
 from ..runtime.installed import cache_types
 from ..runtime.pairs import bits_per_value
 from .centre import Centring, examine
@@ -44,6 +43,10 @@ class Info:
     types: tuple[Type, ...]
     tiers: tuple[Tier, ...]
     backends: tuple[ggml.Backend, ...]
+    system: tuple[system.Fact, ...]
+    packages: tuple[system.Fact, ...]
+    variables: tuple[system.Fact, ...]
+    """Of the environment."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,13 @@ def info(model: str | os.PathLike[str] | None = None, *, n_gpu_layers: int = 0) 
     active = active_isa()
     found = Info(
         metadata.version(DISTRIBUTION),
-        ctypes.c_char_p.in_dll(ggml.library("llama-common"), "LLAMA_COMMIT").value.decode(),
+        system.commit(),
         ggml.version(),
         tuple(Type(t.name, t.id, bits_per_value(t.name)) for t in types()),
         tuple(Tier(name, able, name == active) for name, able in tiers.items()),
         ggml.backends(tuple(cache_types())),
+        system.system(),
+        system.packages(),
+        system.variables(),
     )
     return InfoWithModel(**vars(found), centring=examine(model, n_gpu_layers)) if model is not None else found

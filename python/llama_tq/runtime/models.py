@@ -138,6 +138,7 @@ class Model:
     def __exit__(self, *_: object) -> None:
         with native_log():
             llama_cpp.llama_model_free(self._model)
+        self._model = self._vocab = None  # which llama_cpp refuses, where it is used all the same
 
     @property
     def pointer(self) -> llama_cpp.llama_model_p:
@@ -264,6 +265,8 @@ class Context:
         llama_cpp.llama_batch_free(self._batch)
         with native_log():
             llama_cpp.llama_free(self._context)
+        self._context = self._memory = None
+        self._tokens = self._positions = self._outputs = np.empty(0, np.int32)  # they were the batch's
 
     @property
     def n_ctx(self) -> int:

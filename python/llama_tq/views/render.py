@@ -24,7 +24,7 @@ from ..commands.plan import PairPlan, Plan
 from ..runtime.means import MEASURED
 from ..runtime.memory import format_bytes
 from ..runtime.pairs import UNCENTRED, YARDSTICKS, Pair
-from .look import table
+from .look import facts, table
 
 _FLOOR_NOTE = (
     "The floor of this model is {}: that far from f16 is\n"
@@ -61,7 +61,15 @@ def info(result: Info) -> RenderableType:
         f"llama-cpp-python {result.version}, llama.cpp {result.llama_cpp_commit}, ggml {result.ggml_version}"
     )
     about = [Text(), centring_summary(result.centring)] if isinstance(result, InfoWithModel) else []
-    return Group(head, types, tiers, backends, *about)
+    more = [
+        facts(title, ((fact.name, fact.value or "not set") for fact in rows))
+        for title, rows in {
+            "System": result.system,
+            "Packages": result.packages,
+            "Environment": result.variables,
+        }.items()
+    ]
+    return Group(head, types, tiers, backends, *more, *about)
 
 
 def centring(result: Centring) -> RenderableType:
