@@ -14,7 +14,6 @@ that it can, one at a time.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -40,7 +39,6 @@ TESTS = ("tests/test_llama_ops.py", "tests/test_api.py")
 DESELECTED = "environment or import or extras"  # they start Python, which an emulated one cannot
 MOST_MEGABYTES = 40
 FACTOR, SLACK = 1.5, 0.001  # by which divergences from the first processor's f16 may exceed its own; nats
-DEMO_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,18 +201,14 @@ def main(wheels: tuple[Path, ...]) -> None:
         click.echo(f"{wheel.name}: {megabytes:.1f} MB")
         if megabytes > MOST_MEGABYTES:
             wrong.append(f"{wheel.name} is larger than {MOST_MEGABYTES} MB")
-        with contextlib.ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            start = time.monotonic()
+        with tempfile.TemporaryDirectory() as name:
+            scratch, start = Path(name), time.monotonic()
             installation = Installation(wheel, scratch / "root")
             click.echo(f"installed in {time.monotonic() - start:.0f} s")
             if installation.machine == HERE:
                 start = time.monotonic()
                 run([str(installation.root / "bin" / "llama-tq")], "demo", LLAMA_CACHE=str(scratch / "demo"))
-                seconds = time.monotonic() - start
-                click.echo(f"llama-tq demo: {seconds:.0f} s")
-                if seconds > DEMO_SECONDS:
-                    wrong.append(f"llama-tq demo took {seconds:.0f} s")
+                click.echo(f"llama-tq demo: {time.monotonic() - start:.0f} s")
             wrong += check(installation, scratch)
     if wrong:
         raise click.ClickException("\n".join(wrong))
