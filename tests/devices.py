@@ -14,6 +14,7 @@ DEVICES = [CPU, *GPUS]
 
 def handle(name: str) -> int:
     """The ggml_backend_dev_t."""
+    api.llama_backend_init()  # backends may be modules
     function = api._lib.ggml_backend_dev_by_name
     function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     found = function(name.encode())

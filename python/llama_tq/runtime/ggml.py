@@ -12,6 +12,7 @@ import gguf
 import llama_cpp
 import numpy as np
 
+from .. import _native
 from ..errors import InputError
 from .pairs import block, type_id
 
@@ -57,6 +58,16 @@ def library(name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(_DIRECTORY / _PATTERN.format(name)))
 
 
+@cache
+def start() -> None:
+    """Have llama.cpp load its backends. Where they are modules, it would say so on the terminal."""
+    _native.begin_log()
+    try:
+        llama_cpp.llama_backend_init()
+    finally:
+        _native.end_log()
+
+
 def version() -> str:
     """ggml's version."""
     return _function("ggml-base", "ggml_version", ctypes.c_char_p)().decode()
@@ -64,10 +75,9 @@ def version() -> str:
 
 def quantize(x: np.ndarray, name: str) -> np.ndarray:
     """float32 (values,) to the uint8 blocks that the CPU backend stores in a cache of this type."""
-    get = _function("ggml-cpu", "ggml_get_type_traits_cpu", ctypes.POINTER(_TypeTraitsCpu), ctypes.c_int)
     values, size = block(name)
     out = np.empty(x.size // values * size, np.uint8)
-    get(type_id(name)).contents.from_float(x.ctypes.data, out.ctypes.data, x.size)
+    _cpu_type_traits()(type_id(name)).contents.from_float(x.ctypes.data, out.ctypes.data, x.size)
     return out
 
 
@@ -80,8 +90,18 @@ def dequantize(blocks: np.ndarray, name: str) -> np.ndarray:
     return out
 
 
+def _cpu_type_traits():
+    """ggml_get_type_traits_cpu of the CPU backend that is loaded: a wheel has several."""
+    start()
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    cpu = _function("ggml", "ggml_backend_reg_by_name", pointer, text)(b"CPU")
+    address = _function("ggml-base", "ggml_backend_reg_get_proc_address", pointer, pointer, text)
+    get = address(cpu, b"ggml_get_type_traits_cpu")
+    return ctypes.CFUNCTYPE(ctypes.POINTER(_TypeTraitsCpu), ctypes.c_int)(get)
+
+
 def _devices() -> list[int]:
-    llama_cpp.llama_backend_init()
+    start()
     count = _function("ggml", "ggml_backend_dev_count", ctypes.c_size_t)()
     return list(
         map(_function("ggml", "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t), range(count))
@@ -122,7 +142,7 @@ def require_gpu() -> None:
 
 def add_rpc_server(endpoint: str) -> bool:
     """Have the devices of the server at host:port among llama.cpp's; False where none answers."""
-    llama_cpp.llama_backend_init()
+    start()
     add = _function("ggml-rpc", "ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
     register = _function("ggml", "ggml_backend_register", None, ctypes.c_void_p)
     added = add(endpoint.encode())

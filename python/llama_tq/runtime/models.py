@@ -100,7 +100,7 @@ class Model:
     def __init__(self, model: str | os.PathLike[str], *, weights: bool = True, n_gpu_layers: int = 0) -> None:
         self.path = sources.resolve(model)
         self.name = sources.name_of(model, self.path)
-        llama_cpp.llama_backend_init()
+        ggml.start()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         if n_gpu_layers:

@@ -74,7 +74,7 @@ def _build(name: str) -> str:
 
 def _features() -> dict[str, list[str]]:
     """What llama_print_system_info says: `CPU : AVX = 1 | OPENMP = 1 | CUDA : ARCHS = 900 |`."""
-    llama_cpp.llama_backend_init()
+    ggml.start()
     found: dict[str, list[str]] = {}
     backend = ""
     for part in llama_cpp.llama_print_system_info().decode().split("|"):
