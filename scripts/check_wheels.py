@@ -14,16 +14,16 @@ that it can, one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -111,17 +111,22 @@ class Installation:
         scores = {backend_in(path): int(score) for score, path in map(str.split, printed.splitlines())}
         return sorted(filter(scores.get, scores), key=scores.get, reverse=True)
 
-    def keep_one_backend(self, backend: str, folder: Path) -> dict[str, str]:
-        """The environment in which llama_cpp has no other."""
+    @contextlib.contextmanager
+    def only(self, backend: str, folder: Path) -> Iterator[None]:
+        """Inside, ggml finds no other; those are in the folder."""
+        others = [path for path in self.libraries.glob("libggml-cpu-*") if backend_in(path.name) != backend]
         folder.mkdir()
-        for library in self.libraries.iterdir():
-            if backend_in(library.name) in ("", backend):
-                os.link(library, folder / library.name)
-        return {"LLAMA_CPP_LIB_PATH": str(folder)}
+        for path in others:
+            path.rename(folder / path.name)
+        try:
+            yield
+        finally:
+            for path in others:
+                (folder / path.name).rename(path)
 
 
 def backend_in(path: str) -> str:
-    """What ggml calls the processors that a library is for; empty for libraries for all."""
+    """What ggml calls the processors that a library is for; empty where it is for all."""
     name = re.search(r"libggml-cpu-(.+)\.so$", path)
     return name[1] if name else ""
 
@@ -160,8 +165,8 @@ def check(installation: Installation, scratch: Path) -> list[str]:
     predictions, environment = scratch / "f16.npy", OLD_BLAS | {"LLAMA_CACHE": str(scratch / "cache")}
     wrong, results = [], []
 
-    def probe(processor: Processor, label: str, tests: str, **more: str) -> None:
-        found = json.loads(run(installation.command(processor), PROBE, predictions, **environment, **more))
+    def probe(processor: Processor, label: str, tests: str) -> None:
+        found = json.loads(run(installation.command(processor), PROBE, predictions, **environment))
         found["backend"] = backend_in(found["backend"])
         results.append(found)
         if len(results) == 1:
@@ -183,8 +188,8 @@ def check(installation: Installation, scratch: Path) -> list[str]:
         run(installation.command(processor, bench), "-m", model, *small)
         probe(processor, processor.name, re.search(r"\d+ passed", printed)[0])
     for backend in installation.backends(processors[0])[1:]:
-        alone = installation.keep_one_backend(backend, scratch / backend)
-        probe(dataclasses.replace(processors[0], backend=backend), "", "", **alone)
+        with installation.only(backend, scratch / backend):
+            probe(dataclasses.replace(processors[0], backend=backend), "", "")
     rich.print(table)
     return wrong
 
