@@ -101,7 +101,9 @@ class Installation:
         if self.machine != HERE:
             words = ["-L", str(self.root), *words]
         return (
-            words if processor == THIS else [f"/usr/bin/qemu-{self.machine}", "-cpu", processor.name, *words]
+            words
+            if processor.name == THIS.name
+            else [f"/usr/bin/qemu-{self.machine}", "-cpu", processor.name, *words]
         )
 
     def backends(self, processor: Processor) -> list[str]:
