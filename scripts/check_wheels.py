@@ -100,11 +100,9 @@ class Installation:
         words = [str(program or self.python)]
         if self.machine != HERE:
             words = ["-L", str(self.root), *words]
-        return (
-            words
-            if processor.name == THIS.name
-            else [f"/usr/bin/qemu-{self.machine}", "-cpu", processor.name, *words]
-        )
+        if processor.name != THIS.name:
+            words = [f"/usr/bin/qemu-{self.machine}", "-cpu", processor.name, *words]
+        return words
 
     def backends(self, processor: Processor) -> list[str]:
         """Those that a processor runs, the best first."""
