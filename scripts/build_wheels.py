@@ -50,6 +50,11 @@ def compiler(machine: str) -> str:
     return f"{machine}-linux-gnu-"
 
 
+def suffix(machine: str) -> str:
+    """Of the names of extension modules."""
+    return sysconfig.get_config_var("EXT_SUFFIX").replace(HERE, machine)
+
+
 def settings(machine: str) -> dict[str, str]:
     """Of scikit-build-core."""
     found = {
@@ -63,7 +68,8 @@ def settings(machine: str) -> dict[str, str]:
             "cmake.define.CMAKE_C_COMPILER": f"{compiler(machine)}gcc",
             "cmake.define.CMAKE_CXX_COMPILER": f"{compiler(machine)}g++",
             "env._PYTHON_HOST_PLATFORM": f"linux-{machine}",
-            "env.SETUPTOOLS_EXT_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX").replace(HERE, machine),
+            "cmake.define.PYTHON_MODULE_EXTENSION": suffix(machine),
+            "cmake.define.PYTHON_MODULE_DEBUG_POSTFIX": "",
         }
     return found
 

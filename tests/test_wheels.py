@@ -48,7 +48,7 @@ def test_only_other_machines_are_cross_compiled(builds):
     assert not [name for name in here if "COMPILER" in name]
     assert there["cmake.define.CMAKE_C_COMPILER"] == f"{other}-linux-gnu-gcc"
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    assert there["env.SETUPTOOLS_EXT_SUFFIX"] == suffix.replace(platform.machine(), other)
+    assert there["cmake.define.PYTHON_MODULE_EXTENSION"] == suffix.replace(platform.machine(), other)
 
 
 def test_backends_by_the_names_of_their_files(checks):
