@@ -323,6 +323,16 @@ static __device__ void offsets_of_chunks(float * offsets, const unsigned * G, co
 
 constexpr int any = -1; // type
 
+template <int k_type, int v_type> struct type_pair {
+    static constexpr int k = k_type, v = v_type;
+};
+
+// Whether `use` answers yes to one of the pairs of types for which the usual case has kernels of its own.
+template <class Use> bool any_usual_pair(const Use & use) {
+    return use(type_pair<TQ_TYPE_TQ4_0, TQ_TYPE_TQ4_0>()) || use(type_pair<TQ_TYPE_TQ3_0, TQ_TYPE_TQ3_0>()) ||
+           use(type_pair<TQ_TYPE_TQ4_0, TQ_TYPE_TQ2_1>());
+}
+
 // The usual case, which has kernels of its own: some pairs of types, one token, heads of 128 values, nothing that is
 // rare.
 static bool is_usual(const arguments & p) {
@@ -330,10 +340,9 @@ static bool is_usual(const arguments & p) {
     const auto is_packed = [](const tq_cuda_cache & c, const staging & s) {
         return c.dim == 128 && s.chunk == 8 && s.stride == s.row_bytes;
     };
-    const bool has_instance = (a.k.type == TQ_TYPE_TQ4_0 && (a.v.type == TQ_TYPE_TQ4_0 || a.v.type == TQ_TYPE_TQ2_1)) ||
-                              (a.k.type == TQ_TYPE_TQ3_0 && a.v.type == TQ_TYPE_TQ3_0);
-    return has_instance && a.tokens == 1 && p.column_tiles == 1 && a.mask_heads <= 1 && a.max_bias == 0.0f &&
-           a.softcap == 0.0f && is_packed(a.k, p.k) && is_packed(a.v, p.v);
+    return any_usual_pair([&](auto pair) { return a.k.type == pair.k && a.v.type == pair.v; }) && a.tokens == 1 &&
+           p.column_tiles == 1 && a.mask_heads <= 1 && a.max_bias == 0.0f && a.softcap == 0.0f && is_packed(a.k, p.k) &&
+           is_packed(a.v, p.v);
 }
 
 // The same arguments, with what the usual case says of them as constants.
@@ -869,14 +878,18 @@ void launch_as(const arguments & p, size_t shared, cudaStream_t stream) {
     }
 }
 
-template <int k_type, int v_type> bool launch_usual(const arguments & p, size_t shared, cudaStream_t stream) {
-    const bool is_it = p.a.k.type == k_type && p.a.v.type == v_type && is_usual(p);
-    if (is_it && p.encodes) {
-        launch_as<128, 1, k_type, v_type, true>(p, shared, stream);
-    } else if (is_it) {
-        launch_as<128, 1, k_type, v_type>(p, shared, stream);
-    }
-    return is_it;
+// False where it is another case.
+static bool launch_usual(const arguments & p, size_t shared, cudaStream_t stream) {
+    return is_usual(p) && any_usual_pair([&](auto pair) {
+               using types = decltype(pair);
+               const bool is_it = p.a.k.type == types::k && p.a.v.type == types::v;
+               if (is_it && p.encodes) {
+                   launch_as<128, 1, types::k, types::v, true>(p, shared, stream);
+               } else if (is_it) {
+                   launch_as<128, 1, types::k, types::v>(p, shared, stream);
+               }
+               return is_it;
+           });
 }
 
 // Two groups of 8 columns cost half as much again as one, and only small heads leave registers for them.
@@ -994,9 +1007,7 @@ void decode_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * sc
         launch_as<256, 1>(p, shared, stream);
     } else if (column_groups(a) == 2) {
         launch_as<128, 2>(p, shared, stream);
-    } else if (!launch_usual<TQ_TYPE_TQ4_0, TQ_TYPE_TQ4_0>(p, shared, stream) &&
-               !launch_usual<TQ_TYPE_TQ3_0, TQ_TYPE_TQ3_0>(p, shared, stream) &&
-               !launch_usual<TQ_TYPE_TQ4_0, TQ_TYPE_TQ2_1>(p, shared, stream)) {
+    } else if (!launch_usual(p, shared, stream)) {
         launch_as<128, 1>(p, shared, stream);
     }
     if (p.splits > 1) {
