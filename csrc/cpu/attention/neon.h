@@ -11,20 +11,25 @@
 
 // --- products of words ---
 
-// out[r] = 8 sums over the twos of a tile, `stride` numbers apart, with the twos of x + r * x_stride
+// out[r] = 8 sums over the twos of a tile, `stride` numbers apart, with the twos of x + r * x_stride. Four at a time:
+// one load brings a row's factors for 16 smlal by lane.
 INLINE void multiply(int rows, int twos, const int16_t * tile, int stride, const int16_t * x, int x_stride,
                      int32x4_t out[TQ_ATTN_ROWS][2]) {
     for (int r = 0; r < rows; r++) {
         out[r][0] = out[r][1] = vdupq_n_s32(0);
     }
-    for (int p = 0; p < twos; p++) {
-        const int16x8x2_t y = vld2q_s16(tile + stride * p);
+    for (int p = 0; p < twos; p += 4) {
+        int16x8x2_t y[4];
+        for (int i = 0; i < 4; i++) {
+            y[i] = vld2q_s16(tile + stride * (p + i));
+        }
         for (int r = 0; r < rows; r++) {
-            for (int i = 0; i < 2; i++) {
-                const int16_t f = x[x_stride * r + 2 * p + i];
-                out[r][0] = vmlal_n_s16(out[r][0], vget_low_s16(y.val[i]), f);
-                out[r][1] = vmlal_high_n_s16(out[r][1], y.val[i], f);
-            }
+            const int16x8_t f = vld1q_s16(x + x_stride * r + 2 * p);
+#define ADD(lane)                                                                             \
+    out[r][0] = vmlal_laneq_s16(out[r][0], vget_low_s16(y[lane / 2].val[lane % 2]), f, lane), \
+    out[r][1] = vmlal_high_laneq_s16(out[r][1], y[lane / 2].val[lane % 2], f, lane)
+            ADD(0), ADD(1), ADD(2), ADD(3), ADD(4), ADD(5), ADD(6), ADD(7);
+#undef ADD
         }
     }
 }
