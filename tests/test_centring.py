@@ -312,6 +312,23 @@ def test_measured_once(directory, cache):
     assert len(side_files(cache)) == 2
 
 
+@pytest.mark.parametrize("ftype", ["Q4_0", "Q8_0", "IQ4_NL"])
+def test_weights_that_ggml_puts_in_another_order(directory, cache, tmp_path, ftype):
+    """Nothing can get these back from ggml, on the processors for which it does so: Q4_0's on most."""
+    paths = []
+    for seed in (1, 2):
+        source = model_file(directory, llama_models.biased, 64, "seed_oss", seed)
+        paths.append(tmp_path / f"{ftype}-{seed}.gguf")
+        params = api.llama_model_quantize_default_params()
+        params.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{ftype}")
+        assert api.llama_model_quantize(str(source).encode(), str(paths[-1]).encode(), params) == 0
+    first = start(paths[0])
+    np.testing.assert_array_equal(start(paths[0]), first)
+    assert len(side_files(cache)) == 1
+    start(paths[1])
+    assert len(side_files(cache)) == 2
+
+
 @pytest.mark.parametrize(
     "damage", [b"", b"GGUF", b"not a side file", None], ids=["empty", "short", "text", "cut"]
 )

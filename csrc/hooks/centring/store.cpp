@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <system_error>
 
@@ -55,6 +56,23 @@ struct digest {
     }
     void add(const std::string & s) { add(s.c_str(), s.size() + 1); }
 };
+
+// Whether the bytes of a tensor lie in the memory of this process. Of what it has put in another order for the CPU
+// (repacked, for AMX) ggml says no, since nothing can get it back.
+bool is_here(const ggml_tensor * tensor) {
+    const ggml_backend_dev_t device = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(tensor->buffer));
+    return ggml_backend_buffer_is_host(tensor->buffer) ||
+           (device && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU);
+}
+
+// Bytes of a tensor, in the order in which they lie.
+void read(const ggml_tensor * tensor, size_t offset, size_t size, char * out) {
+    if (is_here(tensor)) {
+        std::memcpy(out, static_cast<const char *>(tensor->data) + offset, size);
+    } else {
+        ggml_backend_tensor_get(tensor, out, offset, size);
+    }
+}
 
 std::filesystem::path user_cache() {
     const auto variable = [](const char * name) -> std::filesystem::path {
@@ -155,7 +173,7 @@ std::string llama_tq_side_file(const llama_model & model) {
         const size_t size = ggml_nbytes(tensor), piece = std::min<size_t>(64, size);
         char bytes[64];
         for (size_t quarter = 0; quarter < 4 && tensor->buffer && !model.hparams.no_alloc; quarter++) {
-            ggml_backend_tensor_get(tensor, bytes, (size - piece) / 3 * quarter, piece);
+            read(tensor, (size - piece) / 3 * quarter, piece, bytes);
             d.add(bytes, piece);
         }
     }
