@@ -44,3 +44,8 @@ def test_encoder_and_decoder(sanitized: list[str], type: str):
     blocks = reference.quantize(x, type)
     assert convert(sanitized, "encode", type, x) == blocks.tobytes()
     assert convert(sanitized, "decode", type, blocks) == reference.dequantize(blocks, type).tobytes()
+
+
+@pytest.mark.parametrize("problem", cuda_checks.ADDED[::3], ids=str)
+def test_attention_that_stores(sanitized: list[str], problem: tuple):
+    cuda_checks.check_added(sanitized, *problem)
