@@ -22,7 +22,13 @@ TOKENS = ["<unk>", "<s>", "</s>", *_BYTES, "▁", *"abcdefghijklmnopqrstuvwxyz"]
 
 class _Model:
     def __init__(
-        self, path: Path, architecture: str, layers: int, head: int, kv_heads: int = KV_HEADS
+        self,
+        path: Path,
+        architecture: str,
+        layers: int,
+        head: int,
+        kv_heads: int = KV_HEADS,
+        heads: int = HEADS,
     ) -> None:
         self.writer = gguf.GGUFWriter(path, architecture)
         self.rng = np.random.default_rng(1)
@@ -31,7 +37,7 @@ class _Model:
         writer.add_embedding_length(EMBEDDING)
         writer.add_block_count(layers)
         writer.add_feed_forward_length(FEED_FORWARD)
-        writer.add_head_count(HEADS)
+        writer.add_head_count(heads)
         writer.add_head_count_kv(kv_heads)
         writer.add_key_length(head)
         writer.add_value_length(head)
@@ -209,9 +215,9 @@ def partial_rope(path: Path, head: int, centred: bool = False) -> None:
     model.finish()
 
 
-def learned_positions(path: Path) -> None:
+def learned_positions(path: Path, heads: int = HEADS) -> None:
     """gpt2: CONTEXT positions have an embedding, others none."""
-    model = _Model(path, "gpt2", 1, EMBEDDING // HEADS, kv_heads=HEADS)
+    model = _Model(path, "gpt2", 1, EMBEDDING // heads, kv_heads=heads, heads=heads)
     model.tensor("position_embd.weight", EMBEDDING, CONTEXT)
     model.tensor("output_norm.bias", EMBEDDING)
     for name in ("attn_norm", "ffn_norm"):

@@ -142,6 +142,23 @@ def test_shift_where_a_layer_has_no_rope(directory):
     assert distance(results[1], results[0]) < 1.5 * bound("tq4_0")
 
 
+def test_shift_without_rope(directory):
+    """Keys stay what they are, and llama.cpp's graph would be empty."""
+    path = model_file(directory, llama_models.learned_positions, 3)
+    for centred in (True, False):
+        with (
+            centring(centred),
+            sessions(path, ("f16", "f16"), ("tq4_0", "tq4_0")) as both,
+        ):
+            results = []
+            for session in both:
+                session.decode(tokens(100))
+                api.llama_memory_seq_rm(session.memory, 0, 0, 40)
+                api.llama_memory_seq_add(session.memory, 0, 40, -1, -40)
+                results.append(session.decode(tokens(20, seed=1), start=60))
+        assert distance(results[1], results[0]) < bound("tq4_0")
+
+
 @pytest.mark.parametrize("model", [model for model in ALL if model != "no-rope"])
 def test_division_of_positions(directory, model):
     """Self-extend, as a f16 cache does it."""

@@ -164,6 +164,10 @@ std::string llama_tq_side_file(const llama_model & model) {
         return "";
     }
     digest d;
+    d.add(llm_arch_name(model.arch)); // which may do other things with tensors of the same names
+    for (uint32_t il = 0; il < model.hparams.n_layer_all; il++) {
+        d.add(model.hparams.has_rope(il) ? "rope" : "");
+    }
     for (const auto & [name, tensor] : model.tensors_by_name) {
         d.add(name);
         d.add(ggml_type_name(tensor->type));
