@@ -181,13 +181,13 @@ def biased(
     model.finish()
 
 
-def sliding_window(path: Path, head: int, centred: bool = False) -> None:
-    """gemma3: of 6 layers, the last sees everything and the others the last WINDOW tokens."""
-    model = _Model(path, "gemma3", 6, head)
+def sliding_window(path: Path, head: int, centred: bool = False, layers: int = 6) -> None:
+    """gemma3: every sixth layer sees everything, the others the last WINDOW tokens."""
+    model = _Model(path, "gemma3", layers, head)
     if centred:
-        model.means(6, head)
+        model.means(layers, head)
     model.writer.add_sliding_window(WINDOW)
-    for layer in range(6):
+    for layer in range(layers):
         model.attention(layer, head)
         model.feed_forward(layer)
         for name, width in (

@@ -207,6 +207,20 @@ def test_state_round_trip_of_a_sliding_window(directory, name, swa_full):
         assert distance(session.decode(tokens(10), start=600), expected) < error_bound(name, name) / 5
 
 
+@pytest.mark.parametrize("name", [*TYPES, "f16"])
+def test_state_round_trip_where_one_of_two_caches_has_no_layers(directory, name):
+    """As in LFM2, whose attention never slides."""
+    path = model_file(directory, llama_models.sliding_window, 64, False, 5)
+    with Session(path, name, name) as session:
+        session.decode(tokens(60))
+        state = session.state()
+        expected = session.decode(tokens(10, seed=1), start=60)
+    with Session(path, name, name) as session:
+        session.restore(state)
+        assert session.state() == state
+        assert distance(session.decode(tokens(10, seed=1), start=60), expected) < 0.03
+
+
 @pytest.mark.parametrize(("saved", "restored"), list(itertools.permutations([*TYPES, "q4_0", "f16"], 2)))
 def test_state_of_another_type_is_refused(directory, saved, restored):
     path = model_file(directory, llama_models.plain, 128)

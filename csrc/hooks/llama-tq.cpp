@@ -15,6 +15,7 @@
 #include "ggml-tq.h"
 #include "llama-arch.h"
 #include "llama-impl.h"
+#include "llama-kv-cache.h"
 #include "llama-model.h"
 
 namespace {
@@ -158,6 +159,10 @@ std::string refusal(const llama_model & model, const llama_context_params & para
 }
 
 } // namespace
+
+bool llama_tq_is(const llama_kv_cache & cache) {
+    return !cache.get_layer_ids().empty() && llama_tq_is(cache.type_k());
+}
 
 bool llama_tq_refuses(const llama_model & model, const llama_context_params & params) {
     const std::string reason = refusal(model, params);

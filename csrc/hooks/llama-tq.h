@@ -10,6 +10,7 @@
 #include "tq.h"
 #include "tq_blocks.h"
 
+class llama_kv_cache;
 struct llama_model;
 struct llama_context_params;
 
@@ -41,6 +42,10 @@ template <typename T> T llama_tq_saved(const llama_context & context, T saved, c
 inline bool llama_tq_is(ggml_type type) {
     return tq_type_from_id(type) >= 0;
 }
+
+// Whether the keys of a cache are; without layers, as the second cache of models whose attention never slides, it has
+// no type.
+bool llama_tq_is(const llama_kv_cache & cache);
 
 // A head is rotated if this divides its size; upstream's own types keep upstream's limit.
 inline int llama_tq_rotation_unit(ggml_type type) {

@@ -16,7 +16,7 @@ template <class T> static void fill(T * row, const llama_pos * cells, int64_t n,
 
 bool llama_tq_set_mask(ggml_tensor * mask, const llama_ubatch & batch, const llama_kv_cache & cache) {
     const int64_t n = mask->ne[0];
-    if (!llama_tq_is(cache.type_k()) || batch.is_pos_2d() || batch.n_tokens / mask->ne[3] > few_tokens) {
+    if (!llama_tq_is(cache) || batch.is_pos_2d() || batch.n_tokens / mask->ne[3] > few_tokens) {
         return false;
     }
     for (uint32_t i = 0; i < batch.n_tokens; i++) {

@@ -246,7 +246,7 @@ const char * const state_advice =
 } // namespace
 
 void llama_tq_write_state(llama_io_write_i & io, const llama_kv_cache & cache) {
-    if (!llama_tq_is(cache.type_k())) {
+    if (!llama_tq_is(cache)) {
         return;
     }
     io.write(&state_magic, sizeof(state_magic));
@@ -258,7 +258,7 @@ void llama_tq_write_state(llama_io_write_i & io, const llama_kv_cache & cache) {
 }
 
 void llama_tq_read_state(llama_io_read_i & io, const llama_kv_cache & cache, llama_seq_id seq_id) {
-    if (!llama_tq_is(cache.type_k())) {
+    if (!llama_tq_is(cache)) {
         return;
     }
     uint32_t magic, centred;
@@ -280,8 +280,7 @@ void llama_tq_read_state(llama_io_read_i & io, const llama_kv_cache & cache, lla
 
 void llama_tq_check_cells(uint32_t cell_count, const llama_kv_cache & cache) {
     if (cell_count == state_magic) {
-        throw std::runtime_error(
-            format("mismatched key type: the state's is a TQ type, this context's %s", ggml_type_name(cache.type_k())));
+        throw std::runtime_error("mismatched key type: the state's is a TQ type, this context's is not");
     }
 }
 
