@@ -465,9 +465,10 @@ public:
 
 } // namespace
 
-static llama_tq_offsets offsets_of(ggml_context * ctx, llm_graph_result * res, const llama_kv_cache & cache,
+static llama_tq_offsets offsets_of(ggml_context * ctx, llm_graph_result * res, const llama_kv_cache_context & context,
                                    const ggml_tensor * mask, ggml_tensor * query, ggml_tensor ** keys,
                                    const llama_cparams & cparams, int il) {
+    const llama_kv_cache & cache = context.get_kv();
     const llama_tq_centring::layer * layer = cache.tq ? cache.tq->find(cache.get_k_storage(il)) : nullptr;
     if (!layer || cparams.training) { // which attends to the keys of the batch, not of the cache
         return {nullptr, query};
@@ -478,8 +479,10 @@ static llama_tq_offsets offsets_of(ggml_context * ctx, llm_graph_result * res, c
         in = candidate && &candidate->cache == &cache ? candidate : in;
     }
     if (!in) {
+        // A mask may have fewer streams than the keys, in a graph that is only reserved.
+        const int64_t n_stream = context.get_k(ctx, il)->ne[3];
         in = static_cast<input *>(res->add_input(
-            std::make_unique<input>(ctx, cache, query->ne[2], mask->ne[0], mask->ne[3], cparams.flash_attn)));
+            std::make_unique<input>(ctx, cache, query->ne[2], mask->ne[0], n_stream, cparams.flash_attn)));
     }
     if (*keys) {
         *keys = ggml_sub(ctx, *keys, llama_tq_centring::centres(ctx, *layer, in->row, in->pos));
@@ -490,11 +493,10 @@ static llama_tq_offsets offsets_of(ggml_context * ctx, llm_graph_result * res, c
 llama_tq_offsets llama_tq_centre(ggml_context * ctx, ggml_cgraph * graph, llm_graph_result * res,
                                  const llama_kv_cache_context * context, const ggml_tensor * mask, ggml_tensor * query,
                                  ggml_tensor ** keys, ggml_tensor * values, const llama_cparams & cparams, int il) {
-    const llama_kv_cache & cache = context->get_kv();
     if (!llama_tq_is(context->type_k()) && !llama_tq_is(context->type_v())) {
         return {};
     }
-    const llama_tq_offsets offsets = offsets_of(ctx, res, cache, mask, query, keys, cparams, il);
+    const llama_tq_offsets offsets = offsets_of(ctx, res, *context, mask, query, keys, cparams, il);
     for (ggml_tensor * rotated : {query, values, *keys}) {
         if (rotated) {
             ggml_build_forward_expand(graph, rotated);
