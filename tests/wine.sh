@@ -1,8 +1,8 @@
 #!/bin/sh
 # usage: wine.sh PROGRAM [ARGUMENT...] < input > output
 #
-# Runs a Windows program of the tests. They say why they fail: one that fails in silence was ended by Wine, which happens
-# now and then soon after its own start, and runs once more, with Wine's own messages.
+# Runs a Windows program of the tests. They say why they fail: one that fails in silence was ended by Wine, as was seen
+# once, soon after its own start, and runs once more, with Wine's messages.
 set -u
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
