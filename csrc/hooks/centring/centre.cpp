@@ -280,7 +280,8 @@ void llama_tq_read_state(llama_io_read_i & io, const llama_kv_cache & cache, lla
 
 void llama_tq_check_cells(uint32_t cell_count, const llama_kv_cache & cache) {
     if (cell_count == state_magic) {
-        throw std::runtime_error("mismatched key type: the state's is a TQ type, this context's is not");
+        const char * type = cache.get_layer_ids().empty() ? "none" : ggml_type_name(cache.type_k());
+        throw std::runtime_error(format("mismatched key type: the state's is a TQ type, this context's %s", type));
     }
 }
 
