@@ -13,13 +13,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
-import importlib.util
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -28,132 +27,62 @@ import numpy as np
 import rich
 import rich.box
 import rich.table
-from llama_cpp._logger import set_verbose
-from llama_cpp._tq import cache_type, native_errors
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
-
-from tq_build import upstream
+ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT / "python"), str(ROOT / "tests")]
+import drivers  # noqa: E402
+from llama_session import Session  # noqa: E402
 
 PAIRS = ("q4_0/q4_0", "tq4_0/tq4_0", "tq3_0/tq3_0", "tq4_0/tq2_1")
 RIVAL, OURS = PAIRS[:2]
 FACTOR, SLACK = 1.5, 5e-4  # by which our error may exceed the rival's
-CELLS, BATCH, TOKENS, SEQUENCES = 512, 64, 128, 3
+OPTIONS = {"cells": 512, "flash_attention": api.LLAMA_FLASH_ATTN_TYPE_AUTO}
+VOCABULARY = 128  # of all these models
 SECONDS = 300
-
-
-class Refusal(ValueError):
-    """A context was not made; the message says why."""
 
 
 def generate(folder: Path) -> None:
     """Write the models, by a program of llama.cpp's that this compiles."""
-    llama_cpp = upstream.prepare(upstream.read_pin()) / "vendor" / "llama.cpp"
-    libraries = Path(importlib.util.find_spec("llama_cpp").origin).parent / "lib"
-    program = folder / "test-llama-archs"
-    includes = [f"-I{llama_cpp / name}" for name in ("include", "src", "ggml/include", "common", "vendor")]
+    include, *others = drivers.headers()
+    llama_cpp, libraries = include.parent, drivers.libraries()
+    folders = [include, *others, *(llama_cpp / name for name in ("src", "common", "vendor"))]
     link = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lllama-common", "-lllama", "-lggml", "-lggml-base"]
-    source = llama_cpp / "tests" / "test-llama-archs.cpp"
-    csrc = upstream.ROOT / "csrc"
-    own = [f"-I{csrc}", f"-I{csrc / 'hooks'}"]
-    subprocess.run(["c++", "-std=c++17", *includes, *own, source, *link, "-o", program], check=True)
+    source, program = llama_cpp / "tests" / "test-llama-archs.cpp", folder / "test-llama-archs"
+    includes = [f"-I{path}" for path in folders]
+    subprocess.run(["c++", "-std=c++17", *includes, source, *link, "-o", program], check=True)
     subprocess.run([program, "-o", folder], check=True, capture_output=True)
 
 
-class Model:
-    """One of llama.cpp."""
-
-    def __init__(self, path: Path) -> None:
-        params = api.llama_model_default_params()
-        params.n_gpu_layers = 0
-        self.handle = api.llama_model_load_from_file(os.fsencode(path), params)
-        assert self.handle, path
-        self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.handle))
-
-    @contextlib.contextmanager
-    def context(self, pair: str, unified: bool) -> Iterator[Context]:
-        """For SEQUENCES. Raises Refusal where llama.cpp or we refuse."""
-        k, v = pair.split("/")
-        params = api.llama_context_default_params()
-        params.type_k, params.type_v = cache_type(k, "type_k"), cache_type(v, "type_v")
-        params.n_ctx, params.n_batch, params.n_ubatch = CELLS, BATCH, BATCH
-        params.n_seq_max, params.kv_unified = SEQUENCES, unified
-        with native_errors() as errors:
-            handle = api.llama_init_from_model(self.handle, params)
-        if not handle:
-            raise Refusal("; ".join(errors))
-        try:
-            yield Context(self, handle)
-        finally:
-            api.llama_free(handle)
+def state(session: Session, sequence: int) -> bytes:
+    """Of one sequence."""
+    room = (ctypes.c_uint8 * api.llama_state_seq_get_size(session.context, sequence))()
+    return bytes(room[: api.llama_state_seq_get_data(session.context, room, len(room), sequence)])
 
 
-class Context:
-    """What the scenario does with one."""
-
-    def __init__(self, model: Model, handle: int) -> None:
-        self.model, self.handle, self.memory = model, handle, api.llama_get_memory(handle)
-        self.tokens = np.random.default_rng(1).integers(0, min(model.vocabulary, TOKENS), TOKENS)
-        if api.llama_model_has_encoder(model.handle):
-            with self._batch([(token, i, 0) for i, token in enumerate(self.tokens[:BATCH])]) as batch:
-                assert api.llama_encode(handle, batch) == 0
-
-    def decode(self, entries: list[tuple[int, int, int]]) -> np.ndarray:
-        """Logits (n, vocabulary) of (token, position, sequence) entries."""
-        with self._batch(entries) as batch:
-            status = api.llama_decode(self.handle, batch)
-        if status:
-            raise RuntimeError(f"llama_decode returned {status}")
-        shape = (self.model.vocabulary,)
-        rows = (api.llama_get_logits_ith(self.handle, i) for i in range(len(entries)))
-        return np.array([np.ctypeslib.as_array(row, shape).copy() for row in rows])
-
-    def read(self, first: int, end: int, position: int, sequence: int) -> np.ndarray:
-        """The logits of tokens[first:end], from a position on."""
-        return self.decode(
-            [(token, position + i, sequence) for i, token in enumerate(self.tokens[first:end])]
-        )
-
-    def state(self, sequence: int) -> bytes:
-        room = (ctypes.c_uint8 * api.llama_state_seq_get_size(self.handle, sequence))()
-        return bytes(room[: api.llama_state_seq_get_data(self.handle, room, len(room), sequence)])
-
-    def restore(self, state: bytes, sequence: int) -> bool:
-        room = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(api.llama_state_seq_set_data(self.handle, room, len(state), sequence))
-
-    @contextlib.contextmanager
-    def _batch(self, entries: list[tuple[int, int, int]]) -> Iterator[api.llama_batch]:
-        batch = api.llama_batch_init(len(entries), 0, 1)
-        batch.n_tokens = len(entries)
-        for i, (token, position, sequence) in enumerate(entries):
-            batch.token[i], batch.pos[i], batch.logits[i] = int(token), position, 1
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-        try:
-            yield batch
-        finally:
-            api.llama_batch_free(batch)
+def restore(session: Session, saved: bytes, sequence: int) -> bool:
+    """Whether it was."""
+    room = (ctypes.c_uint8 * len(saved)).from_buffer_copy(saved)
+    return bool(api.llama_state_seq_set_data(session.context, room, len(saved), sequence))
 
 
-def scenario(model: Model, pair: str, unified: bool) -> dict[str, np.ndarray]:
-    """The logits of each step that the model's memory can do."""
-    with model.context(pair, unified) as context:
-        tokens, memory = context.tokens, context.memory
-        found = {"fill": np.concatenate([context.read(0, 60, 0, 0), context.read(60, 80, 60, 0)])}
+def scenario(path: Path, pair: str, unified: bool) -> dict[str, np.ndarray]:
+    """The logits of each step that the model's memory can do. A context that is refused raises ValueError."""
+    make = functools.partial(Session, path, *pair.split("/"), sequences=3, unified=unified, **OPTIONS)
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 105)
+    with make() as session, make() as other:
+        memory = session.memory
+        found = {"fill": np.concatenate([session.decode(tokens[:60]), session.decode(tokens[60:80], 60)])}
         api.llama_memory_seq_cp(memory, 0, 1, -1, -1)
-        found["copy"] = context.read(80, 88, 80, 1)
+        found["copy"] = session.decode(tokens[80:88], 80, 1)
         mixed = [(tokens[90], 80, 0), (tokens[91], 88, 1), (tokens[92], 0, 2), (tokens[93], 1, 2)]
-        found["sequences"] = context.decode(mixed)
-        state = context.state(0)
-        with model.context(pair, unified) as other:
-            if other.restore(state, 2):
-                found["state"] = other.read(95, 100, 81, 2)
-        removed = api.llama_memory_can_shift(memory) and api.llama_memory_seq_rm(memory, 0, 10, 30)
-        if removed:
+        found["sequences"] = session.decode_batch(mixed)
+        if restore(other, state(session, 0), 2):
+            found["state"] = other.decode(tokens[95:100], 81, 2)
+        if api.llama_memory_can_shift(memory) and api.llama_memory_seq_rm(memory, 0, 10, 30):
             api.llama_memory_seq_add(memory, 0, 30, -1, -20)
-            found["shift"] = context.read(100, 105, api.llama_memory_seq_pos_max(memory, 0) + 1, 0)
+            found["shift"] = session.decode(tokens[100:], api.llama_memory_seq_pos_max(memory, 0) + 1)
         api.llama_memory_clear(memory, True)
-        found["again"] = context.read(0, 20, 0, 0)
+        found["again"] = session.decode(tokens[:20])
         return found
 
 
@@ -169,17 +98,17 @@ def quantise(path: Path) -> Path:
 
 def examine(path: Path, pairs: tuple[str, ...]) -> dict[str, object]:
     """Of one model the largest squared error of all steps for each pair, relative to f16; or the refusal."""
-    model, errors, refusals = Model(path), collections.defaultdict(float), {}
+    errors, refusals = collections.defaultdict(float), {}
     for unified in (True, False):
         steps = {}
         try:
-            reference = scenario(model, "f16/f16", unified)
-        except Refusal:  # llama.cpp cannot do that
+            reference = scenario(path, "f16/f16", unified)
+        except ValueError:  # llama.cpp cannot do that
             continue
         for pair in pairs:
             try:
-                found = scenario(model, pair, unified)
-            except Refusal as reason:
+                found = scenario(path, pair, unified)
+            except ValueError as reason:
                 refusals[pair] = str(reason)
                 continue
             steps[pair] = sorted(found)
@@ -228,7 +157,6 @@ def verdict(found: dict[str, object]) -> str:
 @click.argument("names", nargs=-1)
 def main(model: Path | None, names: tuple[str, ...]) -> None:
     """Examine the architectures whose NAMES are given, or all."""
-    set_verbose(False)
     if model:
         print(json.dumps(examine(model, names)))
         return
