@@ -45,7 +45,10 @@ def rotate(x: np.ndarray, n: int, matrix: np.ndarray | None = None) -> np.ndarra
 
 
 def solve(
-    problem: Problem, rotation: tuple[int, int] = (0, 0), halves: tuple[bool, bool] = (True, True)
+    problem: Problem,
+    rotation: tuple[int, int] = (0, 0),
+    halves: tuple[bool, bool] = (True, True),
+    turned: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The answer [stream, token, head, value], and a bound of the error of a kernel that rotates queries and
     answer in runs of so many values.
@@ -53,7 +56,8 @@ def solve(
     Queries are rounded to halves, relative to the power of two above their largest value. Weights are rounded
     to halves as well; tensor cores sum in float32, and drop what lies below the last bit of the largest term.
     Where exponentials p are off by d, the answer o moves by sum(d (v - o)) / sum(p + d). `halves`: whether a
-    kernel rounds queries and weights so; Metal's may not.
+    kernel rounds queries and weights so; Metal's may not. `turned`: how far a kernel's own RoPE may move a
+    query, against its length.
     """
     case = problem.case
     step = 2.0**-22  # of one float operation, generously
@@ -69,6 +73,7 @@ def solve(
         q_error = (np.abs(q) * 2.0**-11 + np.abs(q).max(-1, keepdims=True) * 2.0**-24) * halves[0]
         if rotation[0]:
             q_error += np.abs(problem.q[s, :, h]).max(-1, keepdims=True) * 2.0**-19
+        q_error += turned * np.linalg.norm(problem.q[s, :, h].astype(np.float64), axis=-1, keepdims=True)
         score = q @ keys.T
         error = q_error @ np.abs(keys).T + (np.abs(q) + q_error) @ k_error[s, :, kv].T
         error += (np.abs(q) @ np.abs(keys).T) * (case.k_dim + 8) * step
@@ -79,7 +84,7 @@ def solve(
             # Both products of a pair round, and neither cancels the other's error.
             most = np.abs(problem.centre.plain[s, :, h]).max(-1) * np.abs(problem.centre.mean[kv]).max()
             size = np.abs(g) @ np.abs(turns).T + np.outer(most, np.abs(turns).sum(-1))
-            error += size[:, chunk] * (case.k_dim + 8) * step + np.abs(score) * step
+            error += size[:, chunk] * ((case.k_dim + 8) * step + 2 * turned) + np.abs(score) * step
         score, error = score * problem.scale, error * problem.scale
         if case.softcap:
             score = case.softcap * np.tanh(score / case.softcap)
@@ -122,7 +127,57 @@ class Added:
     cache_rows: int
 
 
-def pack(problem: Problem, heads_first: bool, rotation: tuple[int, int], added: Added | None = None) -> bytes:
+@dataclasses.dataclass
+class Rope:
+    """RoPE of queries and keys that are stored, one token a stream, in float64; and what these keys lack."""
+
+    positions: np.ndarray  # int32 [stream]
+    dims: int = 128
+    neox: bool = False
+    base: float = 10000 ** (-2 / 128)
+    scale: float = 1.0
+    mix: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    stretch: float = 1.0
+    factors: np.ndarray | None = None  # float32 [dims / 2]
+    centres: np.ndarray | None = None  # float32 [2, kv head, value]
+    centre_ids: np.ndarray | None = None  # int32 [stream]
+    centre_positions: np.ndarray | None = None  # int32 [stream]
+
+    def error(self) -> float:
+        """How far float32 moves a vector, against its length: the angle is rounded, and so is its cosine."""
+        return float(self.positions.max()) * 2.0**-21 + 2.0**-18
+
+    def turn(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """x [stream, head, value]."""
+        pair = np.arange(self.dims // 2)
+        factors = 1.0 if self.factors is None else self.factors.astype(np.float64)
+        plain = positions[:, None] * self.base ** pair.astype(np.float64) / factors
+        past = np.clip((pair - self.low) / max(0.001, self.high - self.low), 0, 1)
+        by = (1 - past) * self.mix
+        angle = (self.scale * plain * (1 - by) + plain * by)[:, None]
+        i, j = (pair, pair + len(pair)) if self.neox else (2 * pair, 2 * pair + 1)
+        turned = x.astype(np.float64)
+        a, b = x[..., i].astype(np.float64), x[..., j].astype(np.float64)
+        turned[..., i] = self.stretch * (a * np.cos(angle) - b * np.sin(angle))
+        turned[..., j] = self.stretch * (a * np.sin(angle) + b * np.cos(angle))
+        return turned
+
+    def keys(self, k: np.ndarray) -> np.ndarray:
+        turned = self.turn(k, self.positions)
+        if self.centres is not None:
+            turned -= self.turn(self.centres[self.centre_ids], self.centre_positions)
+        return turned
+
+
+def pack(
+    problem: Problem,
+    heads_first: bool,
+    rotation: tuple[int, int],
+    added: Added | None = None,
+    rope: Rope | None = None,
+) -> bytes:
     """The input of cuda_driver.cu."""
     case, centre = problem.case, problem.centre
     cache_rows = added.cache_rows if added else case.rows
@@ -139,15 +194,23 @@ def pack(problem: Problem, heads_first: bool, rotation: tuple[int, int], added: 
         *rotation,
         *((len(added.ids), added.ids.itemsize) if added else (0, 0)),
         cache_rows,
-        0,
     ]
-    header = struct.pack("26q3f4x", *map(int, numbers), problem.scale, case.max_bias, case.softcap)
+    floats = [problem.scale, case.max_bias, case.softcap]
+    if rope is not None:
+        numbers += [1, rope.dims, rope.neox, rope.factors is not None, rope.centres is not None]
+        floats += [rope.base, rope.scale, rope.mix, rope.low, rope.high, rope.stretch]
+    else:
+        numbers += [0] * 5
+        floats += [0.0] * 6
+    header = struct.pack("30q9f4x", *map(int, numbers), *floats)
     k, v = (x if heads_first else np.ascontiguousarray(x.swapaxes(1, 2)) for x in (problem.k, problem.v))
     arrays = [problem.q, k, v, problem.mask, problem.sinks]
     if centre is not None:
         arrays += [centre.plain, centre.mean, centre.turns, centre.chunk]
     if added is not None:
         arrays += [added.ids, added.k, added.v]
+    if rope is not None:
+        arrays += [rope.positions, rope.factors, rope.centres, rope.centre_ids, rope.centre_positions]
     return header + b"".join(array.tobytes() for array in arrays if array is not None)
 
 
@@ -173,10 +236,11 @@ def check_added(
     rows: list[list[int]],
     rotation: tuple[int, int] = (0, 0),
     id_bytes: int = 8,
+    rope: Rope | None = None,
 ) -> None:
     """Attention that stores `rows`, those of each stream: the caches hold what the encoder writes (the
     driver compares rotated rows, too), all else is as it was, and the answer is that over these caches. Rows
-    from case.rows on are stored and not attended to.
+    from case.rows on are stored and not attended to. With `rope`, the kernel turns queries and new keys.
     """
     problem = attention_checks.make(case)
     rng = np.random.default_rng(len(rows))
@@ -193,7 +257,12 @@ def check_added(
             cache[stream, row] = 0xFF
     added = Added(*values, (stream * cache_rows + row).astype(f"i{id_bytes}"), cache_rows)
     problem = dataclasses.replace(problem, k=caches[0], v=caches[1])
-    data = output(command, problem, pack(problem, True, rotation, added))
+    data = output(command, problem, pack(problem, True, rotation, added, rope))
+    if rope is not None:
+        turned = rope.turn(problem.q[:, 0], rope.positions)[:, None].astype(np.float32)
+        centre = problem.centre and dataclasses.replace(problem.centre, plain=turned)
+        problem = dataclasses.replace(problem, q=turned, centre=centre)
+        values[0] = rope.keys(values[0]).astype(np.float32)
     size = problem.q[..., 0].size * case.v_dim * 4
     for i, (type, runs) in enumerate(zip((case.k, case.v), rotation, strict=True)):
         begin = size + i * caches[0].size
@@ -202,9 +271,15 @@ def check_added(
             caches[i][stream, row] = reference.quantize(values[i], type)
         elif type in reference.TYPES:
             caches[i][stream, row] = stored[stream, row]
+            expected = rotate(values[i].astype(np.float64), runs)
+            off = [
+                reference.dequantize(x, type) - expected
+                for x in (stored[stream, row], attention_checks.encode(type, expected))
+            ]
+            assert np.linalg.norm(off[0]) <= 1.01 * np.linalg.norm(off[1])
         assert np.array_equal(stored, caches[i])
     problem = dataclasses.replace(problem, k=caches[0][:, : case.rows], v=caches[1][:, : case.rows])
-    answer, bound = solve(problem, rotation)
+    answer, bound = solve(problem, rotation, turned=rope.error() if rope else 0.0)
     attention_checks.assert_within(answer_of(problem, data[:size]), answer, bound)
 
 
@@ -308,4 +383,56 @@ ADDED = [  # rows of each stream, rotation, bytes of a number
     (Case(rows=64, streams=3, tokens=2, kv_heads=2), [[10, 40], [63, 12], [0, 1]], (0, 0), 4),
     (Case(rows=600, streams=2, kv_heads=2), [[650, 599], [600]], (0, 0), 8),
     (Case(rows=90, mask="heads", kv_heads=2, max_bias=4.0), [[50]], (0, 0), 8),
+]
+
+
+def turned(case: Case, rows: list[int], positions: list[int], centred: bool = False, **options) -> tuple:
+    """Arguments of check_added: one row a stream."""
+    rng = np.random.default_rng(positions)
+    rope = Rope(np.array(positions, np.int32), **options)
+    if centred:
+        rope.centres = rng.standard_normal((2, case.kv_heads, case.k_dim)).astype(np.float32)
+        rope.centre_ids = rng.integers(0, 2, len(positions)).astype(np.int32)
+        rope.centre_positions = rope.positions // 64 * 64
+    return case, [[row] for row in rows], (128, 64), 8, rope
+
+
+FACTORS = np.linspace(1, 8, 64, dtype=np.float32)
+YARN = {"scale": 0.25, "mix": 1.0, "low": 20.0, "high": 45.0, "stretch": 1.14}
+TURNED = [
+    # on the way
+    turned(Case(rows=100, heads=8, kv_heads=2), [40], [40]),
+    *(
+        turned(Case(rows=rows, heads=2 * group, kv_heads=2, k=k, v=v), [row], [position], neox=neox)
+        for k, v, rows, group, row, position, neox in (
+            ("tq4_0", "tq4_0", 90, 1, 89, 0, False),
+            ("tq3_0", "tq3_0", 300, 4, 299, 299, True),
+            ("tq4_0", "tq2_1", 300, 8, 310, 200, False),
+        )
+    ),
+    turned(Case(rows=100, heads=4, kv_heads=1), [99], [200], dims=64, neox=True),
+    turned(Case(rows=100, heads=4, kv_heads=1), [99], [200], dims=96),
+    turned(Case(rows=100, heads=4, kv_heads=1), [50], [300], factors=FACTORS),
+    turned(Case(rows=100, heads=4, kv_heads=1, sinks=True), [50], [300], neox=True, **YARN),
+    *(
+        turned(Case(rows=200, heads=8, kv_heads=2, centre="order", neox=neox), [199], [at], True, neox=neox)
+        for neox, at in ((False, 199), (True, 70))
+    ),
+    turned(
+        Case(rows=200, heads=8, kv_heads=2, centre="order", k="tq3_0", v="tq3_0", rope_dims=64),
+        [150],
+        [150],
+        True,
+        dims=64,
+    ),
+    # by the encoder's kernel
+    turned(Case(rows=64, streams=3, heads=8, kv_heads=2), [10, 63, 0], [10, 200, 0]),
+    turned(
+        Case(rows=64, streams=3, heads=8, kv_heads=2, centre="anyhow", neox=True),
+        [10, 63, 40],
+        [100, 200, 0],
+        True,
+        neox=True,
+        factors=FACTORS,
+    ),
 ]

@@ -1,7 +1,8 @@
 // The kernels of csrc/cuda without ggml, for tests/test_cuda_device.py. Reads standard input, writes standard output.
 //   encode TYPE, decode TYPE          float32 to blocks and back, rows of 32 values
-//   attention [REPEAT]                a header of 26 int64 and 3 float32, then q, k, v, mask, sinks, q_plain, mean,
-//                                     turns, ids, and of rows that are added: the numbers, K, V. Writes the answer, and
+//   attention [REPEAT]                a header of 30 int64 and 10 float32, then q, k, v, mask, sinks, q_plain, mean,
+//                                     turns, ids, and of rows that are added: the numbers, K, V, and of RoPE:
+//                                     positions, factors, centres, their numbers and positions. Writes the answer, and
 //                                     the caches if rows are added; with REPEAT, its time in microseconds on standard
 //                                     error
 #include <algorithm>
@@ -100,8 +101,8 @@ struct header {
     int64_t k_rotation, v_rotation;
     int64_t added, id_bytes; // rows of all heads that come with the call
     int64_t cache_rows;      // of a stream; kv_rows of them are attended to
-    int64_t unused;
-    float scale, max_bias, softcap, unused_float;
+    int64_t rope, rope_dims, rope_neox, rope_factors, rope_centre;
+    float scale, max_bias, softcap, rope_base, rope_scale, rope_mix, rope_low, rope_high, rope_stretch, unused;
 };
 
 static int attention(int repeat) {
@@ -116,6 +117,10 @@ static int attention(int repeat) {
     const auto turns = input(h.turns * h.k_dim * 4), ids = input(h.centred ? h.kv_streams * h.kv_rows * 4 : 0);
     const auto places = input(h.added * h.id_bytes), k_added = input(h.added * h.kv_heads * h.k_dim * 4),
                v_added = input(h.added * h.kv_heads * h.v_dim * 4);
+    const size_t tokens = h.rope ? h.streams * h.tokens * 4 : 0;
+    const auto positions = input(tokens), factors = input(h.rope_factors ? h.rope_dims / 2 * 4 : 0);
+    const auto centres = input(h.rope_centre ? 2 * h.kv_heads * h.k_dim * 4 : 0),
+               centre_ids = input(h.rope_centre ? tokens : 0), centre_positions = input(h.rope_centre ? tokens : 0);
 
     tq_cuda_attn a = {};
     a.streams = (int) h.streams, a.tokens = (int) h.tokens, a.heads = (int) h.heads;
@@ -163,6 +168,21 @@ static int attention(int repeat) {
     };
     add(a.k, h.k_rotation, k_added, const_cast<char *>(a.k.data));
     add(a.v, h.v_rotation, v_added, const_cast<char *>(a.v.data));
+    if (h.rope) {
+        a.rope = {(const int *) upload(positions),
+                  (const float *) upload(factors),
+                  (int) h.rope_dims,
+                  h.rope_neox != 0,
+                  h.rope_base,
+                  h.rope_scale,
+                  h.rope_mix,
+                  h.rope_low,
+                  h.rope_high,
+                  h.rope_stretch};
+        stores[0].rope = a.rope;
+        stores[0].centre = {(const float *) upload(centres), (const int *) upload(centre_ids),
+                            (const int *) upload(centre_positions)};
+    }
     a.stores = stores.data();
     a.store_count = (int) stores.size();
     a.stores_are_apart = true;
@@ -178,7 +198,7 @@ static int attention(int repeat) {
     if (getenv("TQ_TEST_SHARED")) { // as a smaller GPU would
         device.shared = atoi(getenv("TQ_TEST_SHARED"));
     }
-    if (!tq_cuda_attn_supports(a, device)) {
+    if (!tq_cuda_attn_supports(a, device) || (h.rope && !tq_cuda_attn_turns(a, device))) {
         fprintf(stderr, "not supported\n");
         return 3;
     }

@@ -126,7 +126,7 @@ def test_attention_that_rotates_on_the_host(host: Path, problem: tuple):
     on_the_host(host, problem[0], rotation=problem[1])
 
 
-@pytest.mark.parametrize("problem", cuda_checks.ADDED, ids=str)
+@pytest.mark.parametrize("problem", [*cuda_checks.ADDED, *cuda_checks.TURNED], ids=lambda p: str(p[0]))
 def test_attention_that_stores_on_the_host(host: Path, problem: tuple):
     cuda_checks.check_added([str(host / "cuda_driver")], *problem)
 

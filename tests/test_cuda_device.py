@@ -65,6 +65,6 @@ def test_attention_that_rotates(driver: list[str], case: cuda_checks.Case, rotat
     cuda_checks.attention_checks.assert_within(result, answer, bound)
 
 
-@pytest.mark.parametrize("problem", cuda_checks.ADDED, ids=str)
+@pytest.mark.parametrize("problem", [*cuda_checks.ADDED, *cuda_checks.TURNED], ids=lambda p: str(p[0]))
 def test_attention_that_stores(driver: list[str], problem: tuple):
     cuda_checks.check_added(driver, *problem)

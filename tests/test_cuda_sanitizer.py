@@ -46,6 +46,8 @@ def test_encoder_and_decoder(sanitized: list[str], type: str):
     assert convert(sanitized, "decode", type, blocks) == reference.dequantize(blocks, type).tobytes()
 
 
-@pytest.mark.parametrize("problem", cuda_checks.ADDED[::3], ids=str)
+@pytest.mark.parametrize(
+    "problem", [*cuda_checks.ADDED[::3], *cuda_checks.TURNED[::3]], ids=lambda p: str(p[0])
+)
 def test_attention_that_stores(sanitized: list[str], problem: tuple):
     cuda_checks.check_added(sanitized, *problem)

@@ -154,6 +154,10 @@ bool tq_cuda_attn_supports(const tq_cuda_attn & a, const tq_cuda_device & device
            is_rotation(a.v_rotation, a.v.dim, 64);
 }
 
+bool tq_cuda_attn_turns(const tq_cuda_attn & a, const tq_cuda_device & device) {
+    return tq_cuda_attn_supports(a, device) && !prefill_takes(a, device) && decode_turns(a, device);
+}
+
 size_t tq_cuda_attn_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
     return prefill_takes(a, device) ? prefill_scratch(a, device) : decode_scratch(a, device);
 }

@@ -33,6 +33,9 @@ struct tq_cuda_attn {
     // Queries are rotated first, and results rotated back, in runs of so many values: a power of two from 32 to 256 (of
     // values: 64) that divides the head, or 0 where the caller does it.
     int k_rotation, v_rotation;
+    // Before that queries are turned, those of a stream's token as the same token of the streams in order; where
+    // tq_cuda_attn_turns says so.
+    tq_cuda_rope rope;
     // Rows of K and V that are encoded before they are read, at most most_stores, on the host.
     const tq_rows_store * stores;
     int store_count;
@@ -40,7 +43,7 @@ struct tq_cuda_attn {
 
     // Centred keys; q_plain is null where there are none. A score gains G . turns[ids[row]], where G pairs the query
     // before the Hadamard rotation with the mean of its KV head as RoPE pairs them.
-    const char * q_plain; // f32, as q
+    const char * q_plain; // f32, as q; not read where q is turned on the way
     int64_t qp_token_stride, qp_head_stride, qp_stream_stride;
     const float * mean;  // [kv_heads, k.dim]
     const float * turns; // [chunks, k.dim], row 0 is zero
@@ -60,6 +63,8 @@ struct tq_cuda_device {
 bool tq_cuda_supports(const tq_cuda_device & device);
 // Whether attention takes these types and sizes there; the data is not looked at.
 bool tq_cuda_attn_supports(const tq_cuda_attn & a, const tq_cuda_device & device);
+// Whether a.rope may be asked for, and for rows that are stored the same.
+bool tq_cuda_attn_turns(const tq_cuda_attn & a, const tq_cuda_device & device);
 
 // Bytes of memory that the caller provides as `scratch`: partial results, if anything.
 size_t tq_cuda_attn_scratch(const tq_cuda_attn & a, const tq_cuda_device & device);

@@ -53,6 +53,7 @@
 #include <climits>
 
 #include "encode.cuh"
+#include "rope.cuh"
 #include "rotate.cuh"
 #include "split.h"
 #include "unpack.cuh"
@@ -75,6 +76,8 @@ struct new_rows {
     int64_t stream_rows;
     const float * values; // of the first
     int rotation;
+    bool turns;            // as queries do
+    tq_cuda_centre centre; // of what is turned
 };
 
 struct arguments {
@@ -199,8 +202,10 @@ constexpr int no_row = INT_MIN;
 struct encoding {
     encoder_tables tables[2]; // of K and of V
     struct {
-        alignas(16) float values[128];
+        alignas(16) float values[128];     // later those of the warp's query
+        alignas(16) float centres[2][128]; // both that may be the key's
         int ids[2];
+        int positions[2], centre_id; // of the key and of its centre
     } of[most_warps];
 };
 
@@ -210,15 +215,53 @@ struct added_rows {
     alignas(4) char bytes[2 * 4 * tq_dev_bytes(TQ_TYPE_TQ4_0)]; // of the largest type
 };
 
+template <int bytes> static __device__ __forceinline__ void fetch(void * to, const void * from) {
+    copy_start<bytes>(place_of(to), static_cast<const char *>(from));
+}
+
 // Starts to copy what a warp encodes, and the places.
 static __device__ __forceinline__ void start_encoding(const arguments & p, encoding & e, int kv_head, int worker,
                                                       int warp, int lane) {
+    auto & mine = e.of[warp];
     if (lane < 2) {
-        copy_start<4>(place_of(&e.of[warp].ids[lane]), p.added[lane].ids); // the low part, if it has 8 bytes
+        fetch<4>(&mine.ids[lane], p.added[lane].ids); // the low part, if it has 8 bytes
     }
     if (worker < 4) {
-        const float * from = p.added[worker >> 1].values + kv_head * 128 + 4 * lane;
-        copy_start<16>(place_of(e.of[warp].values + 4 * lane), reinterpret_cast<const char *>(from));
+        fetch<16>(mine.values + 4 * lane, p.added[worker >> 1].values + kv_head * 128 + 4 * lane);
+    }
+    if (worker < 2 && p.added[0].turns) {
+        const tq_cuda_centre & centre = p.added[0].centre;
+        if (lane == 0) {
+            fetch<4>(&mine.positions[0], p.a.rope.positions);
+        }
+        if (centre.rows) {
+            if (lane == 0) {
+                fetch<4>(&mine.positions[1], centre.positions);
+                fetch<4>(&mine.centre_id, centre.ids);
+            }
+            for (int i = 0; i < 2; i++) {
+                fetch<16>(mine.centres[i] + 4 * lane, centre.rows + (i * p.a.kv_heads + kv_head) * 128 + 4 * lane);
+            }
+        }
+    }
+}
+
+// Turns the key, and takes its centre from it.
+static __device__ __forceinline__ void turn_key(const arguments & p, encoding & e, int warp, int lane) {
+    auto & mine = e.of[warp];
+    float * of = mine.values;
+#pragma unroll 1
+    for (int i = 0; i < (p.added[0].centre.rows ? 2 : 1); i++) {
+        turn(p.a.rope, mine.positions[i], of, of, 128, lane);
+        of = mine.centres[mine.centre_id];
+    }
+    __syncwarp();
+    if (p.added[0].centre.rows) {
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            mine.values[TQ_BLOCK * b + lane] -= of[TQ_BLOCK * b + lane];
+        }
+        // each lane reads what it has written
     }
 }
 
@@ -237,6 +280,9 @@ static __device__ __forceinline__ void encode_row(const arguments & p, encoding 
               row = worker < 4 ? added.row[warp][is_v] : no_row;
     if (row == no_row) {
         return;
+    }
+    if (!is_v && p.added[0].turns) {
+        turn_key(p, e, warp, lane);
     }
     float x[4];
 #pragma unroll
@@ -425,18 +471,33 @@ __global__ __launch_bounds__(most_warps * 32, D * NT > 128 ? 1 : 2) void decode(
     const auto prepare = [&]() {
         for (int column = warp; column < columns; column += warps) {
             const bool is_there = first_column + column < p.columns;
-            const char * at = a.q + token_of(column) * a.q_token_stride + head_of(column) * a.q_head_stride +
-                              stream * a.q_stream_stride;
+            const float * query =
+                reinterpret_cast<const float *>(a.q + token_of(column) * a.q_token_stride +
+                                                head_of(column) * a.q_head_stride + stream * a.q_stream_stride);
+            const float * plain = nullptr;
+            if (centred) {
+                plain =
+                    reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
+                                                    head_of(column) * a.qp_head_stride + stream * a.qp_stream_stride);
+            }
+            if constexpr (k_type != any) {
+                if (a.rope.positions) {
+                    // Nothing else lies there: tiles come to second stages when all queries are ready.
+                    float * const turned =
+                        encodes ? e.of[warp].values : reinterpret_cast<float *>(mine + p.second_stage);
+                    __syncwarp();
+                    turn(a.rope, a.rope.positions[stream], query, turned, 128, lane);
+                    __syncwarp();
+                    query = plain = turned;
+                }
+            }
             float x[D / 32], top = 0.0f, down, up;
 #pragma unroll
             for (int b = 0; b < D / 32; b++) {
-                x[b] = is_there && b < key_blocks ? reinterpret_cast<const float *>(at)[TQ_BLOCK * b + lane] : 0.0f;
+                x[b] = is_there && b < key_blocks ? query[TQ_BLOCK * b + lane] : 0.0f;
             }
             float pairs[D / 32]; // of centred keys: read at the same time
             if (centred) {
-                const float * plain =
-                    reinterpret_cast<const float *>(a.q_plain + token_of(column) * a.qp_token_stride +
-                                                    head_of(column) * a.qp_head_stride + stream * a.qp_stream_stride);
 #pragma unroll
                 for (int b = 0; b < D / 32; b++) {
                     pairs[b] = is_there && b < key_blocks
@@ -909,7 +970,9 @@ static new_rows added_by(const tq_rows_store & rows, const tq_cuda_cache & c) {
                                  offset / c.row_stride,
                                  c.stream_stride / c.row_stride,
                                  reinterpret_cast<const float *>(rows.src.data),
-                                 rows.rotation}
+                                 rows.rotation,
+                                 rows.rope.positions != nullptr,
+                                 rows.centre}
                      : new_rows {};
 }
 
@@ -919,7 +982,8 @@ static bool is_plain(const tq_rows_store & rows, const tq_cuda_attn & a, const t
            (size_t) rows.src.data % 16 == 0 && rows.src.ne[0] == (int64_t) a.kv_heads * c.dim &&
            rows.src.ne[1] * rows.src.ne[2] * rows.src.ne[3] == 1 &&
            c.head_stride == rows.dst.nb[0] * (c.dim / TQ_BLOCK) && rows.dst.ne[1] <= INT_MAX &&
-           (rows.rotation == 0 || c.dim % rows.rotation == 0);
+           (rows.rotation == 0 || c.dim % rows.rotation == 0) &&
+           (!rows.rope.positions || rows.rope.positions == a.rope.positions);
 }
 
 // How the rows of a.stores come to K and V: by this kernel, or by one whose end only their tiles wait for.
@@ -933,7 +997,7 @@ static void plan_stores(arguments & p) {
         p.added[1] = added_by(a.stores[1 - i], a.v);
         if (p.added[0].count > 0 && p.added[1].count > 0) {
             p.encodes = is_usual(p) && a.streams == 1 && a.kv_rows <= few_rows && is_plain(a.stores[i], a, a.k) &&
-                        is_plain(a.stores[1 - i], a, a.v);
+                        is_plain(a.stores[1 - i], a, a.v) && !p.added[1].turns;
             return;
         }
     }
@@ -987,6 +1051,11 @@ static arguments plan(const tq_cuda_attn & a, const tq_cuda_device & device, siz
 }
 
 } // namespace
+
+bool decode_turns(const tq_cuda_attn & a, const tq_cuda_device & device) {
+    size_t shared;
+    return is_usual(plan(a, device, shared));
+}
 
 size_t decode_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
     size_t shared;

@@ -2,6 +2,7 @@
 #include "rows.h"
 
 #include "encode.cuh"
+#include "rope.cuh"
 #include "rotate.cuh"
 
 namespace {
@@ -57,6 +58,37 @@ static __device__ __forceinline__ float load_value(const tq_rows_store & job, un
     return job.src_is_half ? __half2float(*(const half *) p) : *(const float *) p;
 }
 
+// Turns a head that starts with block `first` of the values, and takes its centre from it; block i of it is x[i].
+// `room` is as large, and the warp's own.
+template <int width>
+static __device__ __forceinline__ void turn_head(const tq_rows_store & job, unsigned first, float (&x)[width],
+                                                 float * room, int lane) {
+    const position p = position_of(job.src, first); // of one plane
+    const int values = width * TQ_BLOCK;
+    const float * from = room;
+    int at = job.rope.positions[p.i1];
+#pragma unroll
+    for (int i = 0; i < width; i++) {
+        room[TQ_BLOCK * i + lane] = x[i];
+    }
+#pragma unroll 1
+    for (bool is_centre = false;; is_centre = true) {
+        __syncwarp();
+        turn(job.rope, at, from, room, values, lane);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < width; i++) {
+            const float value = room[TQ_BLOCK * i + lane];
+            x[i] = is_centre ? x[i] - value : value;
+        }
+        if (is_centre || !job.centre.rows) {
+            break;
+        }
+        from = job.centre.rows + job.centre.ids[p.i1] * job.src.ne[0] + p.i0 * TQ_BLOCK;
+        at = job.centre.positions[p.i1];
+    }
+}
+
 struct encode_jobs {
     tq_rows_store of[most_stores];
     unsigned blocks[most_stores];
@@ -67,7 +99,7 @@ struct encode_jobs {
 template <int width> __global__ __launch_bounds__(warps * TQ_LANES, 3) void encode(const encode_jobs jobs) {
     TQ_CUDA_SHARED(shared); // of copies on the way
     encoder_tables & tables = *reinterpret_cast<encoder_tables *>(shared);
-    __shared__ __align__(16) float values[warps][2 * TQ_BLOCK];
+    __shared__ __align__(16) float values[warps][width * TQ_BLOCK];
     const tq_rows_store & job = jobs.of[blockIdx.y];
     start_tables(tables, job.type);
     copy_commit();
@@ -100,6 +132,9 @@ template <int width> __global__ __launch_bounds__(warps * TQ_LANES, 3) void enco
         }
         if (u >= units) {
             break;
+        }
+        if (job.rope.positions) {
+            turn_head(job, first, x, values[warp], lane);
         }
         rotate(x, job.rotation, lane);
         for (int pair = 0; pair < pairs && b < end; pair++, b += 2) {

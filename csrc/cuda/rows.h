@@ -21,6 +21,25 @@ struct tq_rows_ids {
     int bytes; // 0: row r goes to row r
 };
 
+// RoPE, as ggml's operation has it: values (x, y) of a head become (x cos - y sin, x sin + y cos).
+struct tq_cuda_rope {
+    const int * positions; // of tokens; null: nothing is turned
+    const float * factors; // [dims / 2], that divide the angles, or null
+    int dims;              // of a head, the first; the others stay
+    bool neox;             // pairs (i, i + dims / 2), otherwise (2i, 2i + 1)
+    float base;            // pair i turns by base^i at position 1
+    float scale;           // of an angle that YaRN interpolates,
+    float mix, low, high;  // which it does for pairs past `high`, for those before `low` by 1 - mix, and in between
+    float stretch;         // of what is turned
+};
+
+// What turned keys lack: token t that of row ids[t] of two, turned as at positions[t].
+struct tq_cuda_centre {
+    const float * rows; // of all heads, each as long as what it is taken from; null: nothing is
+    const int * ids;
+    const int * positions;
+};
+
 // Values that are encoded. With ids, row r of (r, i2, i3) goes to row ids[r, i2 % ne1, i3 % ne2] of (i2, i3). Without,
 // values keep their number in the flattened tensors, as in a copy.
 struct tq_rows_store {
@@ -30,6 +49,10 @@ struct tq_rows_store {
     tq_rows_view src;
     tq_rows_ids ids;
     tq_rows_view dst;
+    // Of token r in row r, before the rotation, where every head is one run of `rotation`; by tq_cuda_encode only where
+    // no other store has longer ones.
+    tq_cuda_rope rope;
+    tq_cuda_centre centre;
 };
 
 constexpr int most_stores = 2;    // by one kernel: the keys and the values of a batch

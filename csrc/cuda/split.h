@@ -8,6 +8,7 @@ namespace tq_cuda {
 constexpr float headroom = 12.0f; // weights are 2^12 times what they are, so that small ones are normal halves
 
 // attention over few query columns, which encodes a.stores: decode.cu
+bool decode_turns(const tq_cuda_attn & a, const tq_cuda_device & device);
 size_t decode_scratch(const tq_cuda_attn & a, const tq_cuda_device & device);
 void decode_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream);
 // over many: prefill.cu

@@ -8,8 +8,8 @@
 bool ggml_cuda_tq_supports(int device, const ggml_tensor * op);
 // Computes the operation and returns true, or false if none of the types is in it.
 bool ggml_cuda_tq_compute(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
-// Computes the attention of a layer that begins with node i, from the rotation of Q, K and V to that of the result, and
-// returns how many nodes after i are done, or 0 if nothing was.
+// Computes the attention of a layer that begins with node i, from RoPE or the rotation of Q, K and V to that of the
+// result, and returns how many nodes after i are done, or 0 if nothing was.
 int ggml_cuda_tq_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
 
 #if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)

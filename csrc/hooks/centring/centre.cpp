@@ -491,16 +491,22 @@ static llama_tq_offsets offsets_of(ggml_context * ctx, llm_graph_result * res, c
     return {layer, query, in->chunk, in->cell_row, in->cell_pos};
 }
 
+// What RoPE turns, unless a norm comes before, with which ggml-cuda joins it.
+static ggml_tensor * before_rope(ggml_tensor * t) {
+    return t && t->op == GGML_OP_ROPE && t->src[0]->op != GGML_OP_MUL ? t->src[0] : t;
+}
+
 llama_tq_offsets llama_tq_centre(ggml_context * ctx, ggml_cgraph * graph, llm_graph_result * res,
                                  const llama_kv_cache_context * context, const ggml_tensor * mask, ggml_tensor * query,
                                  ggml_tensor ** keys, ggml_tensor * values, const llama_cparams & cparams, int il) {
     if (!llama_tq_is(context->type_k()) && !llama_tq_is(context->type_v())) {
         return {};
     }
+    ggml_tensor * const plain = *keys;
     const llama_tq_offsets offsets = offsets_of(ctx, res, *context, mask, query, keys, cparams, il);
-    for (ggml_tensor * rotated : {query, values, *keys}) {
-        if (rotated) {
-            ggml_build_forward_expand(graph, rotated);
+    for (ggml_tensor * t : {before_rope(query), values, before_rope(plain), query, *keys}) {
+        if (t) {
+            ggml_build_forward_expand(graph, t);
         }
     }
     return offsets;

@@ -123,7 +123,8 @@ struct llama_tq_offsets {
 };
 
 // Before the rotation: centres new keys, if there are any, and prepares the offsets of the scores. What will be rotated
-// is computed first, so that nothing lies between the rotations: a backend may do them on the way.
+// is computed first, RoPE last of that, so that nothing lies between it and the rotations: a backend may do all that on
+// the way.
 llama_tq_offsets llama_tq_centre(ggml_context * ctx, ggml_cgraph * graph, llm_graph_result * res,
                                  const llama_kv_cache_context * cache, const ggml_tensor * mask, ggml_tensor * query,
                                  ggml_tensor ** keys, ggml_tensor * values, const llama_cparams & cparams, int il);
