@@ -209,7 +209,7 @@ def test_state_round_trip_of_a_sliding_window(directory, name, swa_full):
 
 @pytest.mark.parametrize("name", [*TYPES, "f16"])
 def test_state_round_trip_where_one_of_two_caches_has_no_layers(directory, name):
-    """As in LFM2, whose attention never slides."""
+    """As in LFM2, whose attention never slides. Cells lie elsewhere than before, as above."""
     path = model_file(directory, llama_models.sliding_window, 64, False, 5)
     with Session(path, name, name) as session:
         session.decode(tokens(60))
@@ -218,7 +218,9 @@ def test_state_round_trip_where_one_of_two_caches_has_no_layers(directory, name)
     with Session(path, name, name) as session:
         session.restore(state)
         assert session.state() == state
-        assert distance(session.decode(tokens(10, seed=1), start=60), expected) < 0.03
+        assert distance(session.decode(tokens(10, seed=1), start=60), expected) < max(
+            error_bound(name, name) / 5, 0.003
+        )
 
 
 @pytest.mark.parametrize(("saved", "restored"), list(itertools.permutations([*TYPES, "q4_0", "f16"], 2)))
