@@ -6,14 +6,16 @@
 // of a block, and then the blocks of a split cache, are merged at the end. Lane = 4g + t.
 //
 // What is written to the cache first (a.stores), a kernel of its own encodes, beside which all tiles without a new row
-// are computed. But to one token of one sequence in a cache that is not large, this kernel does it itself: the block in
-// whose part of the cache the row lies, for its KV head, whether or not a query sees the row.
+// are computed. But to one token of one sequence this kernel does it itself: the block in whose part of the cache the
+// row lies, for its KV head, whether or not a query sees the row.
 //
 //   before other kernels have ended   the encoder's tables come to shared memory
 //   then                              so do the numbers of the row, and by four warps, of those without a query if
-//                                     there are so many, a quarter each of its values; all warps start to copy their
-//                                     first tile, and these four encode, to shared memory and to the cache
-//   meanwhile                         the others rotate queries. When those are there, each warp goes on with its tile;
+//                                     there are so many, its values (and the centre of the key); all warps start to
+//                                     copy their first tile, and these four turn, rotate and encode, two blocks each,
+//                                     to shared memory and to the cache
+//   meanwhile                         the others turn and rotate queries. When those are there, each warp goes on with
+//                                     its tile;
 //   put_rows                          that with the new row, which was read too early, gets it from shared memory
 //
 //   scores    S^T = K Q^T: rows of the cache are the 16 of mma, columns its 8. A lane must hold 4 values of each of
@@ -41,8 +43,8 @@
 // On an H200:
 //   11.2 against 8.5   a layer in an empty cache: first a rehearsal of encoding, while other kernels run
 //   10.1 against 8.5   the same: all warps of a block wait for the encoder, and those that saw nothing are merged, too
-//   150 against 114    a layer of 16 sequences of 8192 tokens, and 117 against 109 with one of 131072: encoding in this
-//                      kernel also there, with 95 KiB of shared memory for a block instead of 79
+//   150 against 114    a layer of 16 sequences of 8192 tokens: encoding in this kernel also there
+//   1296, 794 against 1398, 848 tokens/s of 8 layers, one sequence of 32768 and 131072: the encoder's kernel there
 //   104.8 (85.6) against 101.6 (86.0)  shifts by 16 as high halves of products, which take four cycles
 //   102.2 (82.4) against 100.3 (84.2)  rows copied by the lines of 16 bytes in which they lie: fewer instructions, but
 //                                      8.3 against 7.8 with 256 rows
@@ -62,9 +64,8 @@ namespace tq_cuda {
 
 namespace {
 
-constexpr int most_warps = 8;     // of a block; fewer where shared memory is short
-constexpr int tile = 32;          // rows
-constexpr int few_rows = 1 << 14; // beyond, tiles hide the encoder's kernel
+constexpr int most_warps = 8; // of a block; fewer where shared memory is short
+constexpr int tile = 32;      // rows
 constexpr float log2e = 1.44269504f;
 
 // Rows of K or of V that come with the call: id i belongs to row ids[i] + first of the first stream.
@@ -996,7 +997,7 @@ static void plan_stores(arguments & p) {
         p.added[0] = added_by(a.stores[i], a.k);
         p.added[1] = added_by(a.stores[1 - i], a.v);
         if (p.added[0].count > 0 && p.added[1].count > 0) {
-            p.encodes = is_usual(p) && a.streams == 1 && a.kv_rows <= few_rows && is_plain(a.stores[i], a, a.k) &&
+            p.encodes = is_usual(p) && a.streams == 1 && is_plain(a.stores[i], a, a.k) &&
                         is_plain(a.stores[1 - i], a, a.v) && !p.added[1].turns;
             return;
         }
