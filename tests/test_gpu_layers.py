@@ -63,7 +63,9 @@ def test_layers_bring_their_cache_to_the_gpu(result, layers, share):
     """The output counts as a layer, the last of them."""
     devices = result[layers]["devices"]
     assert set(devices) == {"CPU", "RPC0"}
-    rotation = 4 * (128**2 + 64**2)  # bytes of its matrices, beside the last layer
+    rotation = 4 * (128**2 + 64**2)  # bytes of its matrices, on each device
+    if layers == "3":
+        assert result[layers]["cache"] >= result["-1"]["cache"] + rotation
     # but for the tables of centred keys, which both may need
     of_gpu = share * (result[layers]["cache"] - rotation) + rotation
     assert devices["RPC0"][1] == pytest.approx(of_gpu, rel=0.1)
