@@ -340,6 +340,21 @@ CASES = [
     *(Case(centre="anyhow", softcap=3.0, max_bias=4.0, tokens=t, heads=6, kv_heads=3) for t in (5, 70)),
     *(Case(centre="order", mask="closed", tokens=t, rows=700) for t in (9, 70)),
 ]
+WIDE = [  # more than 128 query columns, which Hopper has a kernel of its own for
+    *(Case(k=k, v=v, tokens=40, rows=100) for k, v in PAIRS),
+    *(Case(k="tq3_0", tokens=34, rows=rows) for rows in (1, 63, 64, 65, 130, 300)),
+    Case(tokens=90, rows=200, heads=6, kv_heads=2),
+    Case(tokens=28, rows=90, heads=10, kv_heads=2, mask="none"),
+    Case(streams=2, tokens=40, rows=100, mask="closed", sinks=True),
+    Case(tokens=40, rows=150, mask="first", v="tq2_1"),
+    Case(tokens=40, rows=90, outliers=True),
+    *(Case(tokens=40, rows=40, largest=True, v=v) for v in reference.TYPES),
+    *(Case(k=k, tokens=40, rows=200, centre="order") for k in ("tq4_0", "tq3_0")),
+    Case(tokens=40, rows=70, centre="anyhow", neox=True, rope_dims=64),
+    Case(tokens=80, rows=150, centre="one", heads=4, kv_heads=2, sinks=True),
+    Case(tokens=40, rows=1500, centre="order"),
+]
+OLDER = ("env", "TQ_TEST_CAPABILITY=80")  # runs cuda_driver as on a GPU before Hopper
 ROTATED = [
     (Case(k=k, v=v, tokens=tokens, rows=rows, heads=8, kv_heads=2, k_dim=dim, v_dim=dim), (k_run, v_run))
     for k, v, tokens, rows, dim, k_run, v_run in (
@@ -353,6 +368,7 @@ ROTATED = [
         ("tq4_0", "tq3_0", 4, 1300, 192, 64, 64),
         ("q8_0", "tq4_0", 1, 300, 128, 0, 64),
         ("tq4_0", "tq4_0", 70, 300, 128, 128, 64),
+        ("tq3_0", "tq2_1", 34, 60, 128, 128, 64),
         ("tq4_0", "tq4_0", 40, 2300, 96, 32, 32),
         ("tq3_0", "tq2_1", 70, 300, 64, 64, 64),
         ("tq4_0", "tq4_0", 70, 200, 256, 256, 64),

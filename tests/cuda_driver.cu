@@ -195,8 +195,8 @@ static int attention(int repeat) {
     CHECK(cudaGetDeviceProperties(&properties, id));
     tq_cuda_device device = {properties.major * 10 + properties.minor, properties.multiProcessorCount,
                              (int) properties.sharedMemPerBlockOptin};
-    if (getenv("TQ_TEST_SHARED")) { // as a smaller GPU would
-        device.shared = atoi(getenv("TQ_TEST_SHARED"));
+    if (getenv("TQ_TEST_CAPABILITY")) { // as an older GPU would
+        device.capability = atoi(getenv("TQ_TEST_CAPABILITY"));
     }
     if (!tq_cuda_attn_supports(a, device) || (h.rope && !tq_cuda_attn_turns(a, device))) {
         fprintf(stderr, "not supported\n");

@@ -78,6 +78,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-fno-strict-aliasing",
         f"-I{folder}",
         f"-I{drivers.CSRC}",
+        "-DTQ_CUDA_HOPPER",
     ]
     kernels = sorted((folder / "cuda").glob("*.cu"))
     sources = [*kernels, drivers.TESTS / "cuda_driver.cu", drivers.TESTS / "rows_driver.cpp"]
@@ -99,10 +100,12 @@ def test_cache_operations_on_the_host(host: Path):
     assert subprocess.run([host / "rows_driver"], stdout=subprocess.PIPE, check=True).stdout == b""
 
 
-def on_the_host(host: Path, case: cuda_checks.Case, rotation: tuple[int, int] = (0, 0)):
+def on_the_host(
+    host: Path, case: cuda_checks.Case, rotation: tuple[int, int] = (0, 0), gpu: tuple[str, ...] = ()
+):
     problem = cuda_checks.attention_checks.make(case)
     answer, bound = cuda_checks.solve(problem, rotation)
-    result = cuda_checks.run([str(host / "cuda_driver")], problem, rotation=rotation)
+    result = cuda_checks.run([*gpu, str(host / "cuda_driver")], problem, rotation=rotation)
     cuda_checks.attention_checks.assert_within(result, answer, bound)
 
 
@@ -119,6 +122,16 @@ SHORT = list(filter(is_short, cuda_checks.CASES))
 )
 def test_attention_on_the_host(host: Path, case: cuda_checks.Case):
     on_the_host(host, case)
+
+
+@pytest.mark.parametrize("case", cuda_checks.WIDE, ids=str)
+def test_attention_by_warpgroups_on_the_host(host: Path, case: cuda_checks.Case):
+    on_the_host(host, case)
+
+
+@pytest.mark.parametrize("case", cuda_checks.WIDE[::3], ids=str)
+def test_attention_of_as_many_columns_on_older_gpus(host: Path, case: cuda_checks.Case):
+    on_the_host(host, case, gpu=cuda_checks.OLDER)
 
 
 @pytest.mark.parametrize("problem", [r for r in cuda_checks.ROTATED if is_short(r[0])], ids=str)
@@ -159,6 +172,7 @@ def test_every_kernel_compiles_for_the_oldest_and_the_newest_architecture(tmp_pa
     sources = sorted((drivers.CSRC / "cuda").glob("*.cu"))
     assert sources
     jobs = [(source, code) for source in sources for code in (oldest, codes[-1])]
+    jobs.append((drivers.CSRC / "cuda/hopper.cu", "sm_90a"))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         messages = list(pool.map(lambda job: compile(*job), jobs))
     assert messages == [""] * len(jobs)

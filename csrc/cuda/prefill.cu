@@ -1,5 +1,6 @@
 // Attention for many query columns (query heads of a KV head, times tokens): a block of warps unpacks tiles of cache
-// rows to halves in shared memory, and every warp multiplies its own 16 or 32 columns with them.
+// rows to halves in shared memory, and every warp multiplies its own 16 or 32 columns with them. Heads of 128 have a
+// kernel of their own on Hopper, hopper.cu.
 //
 // While tile i is multiplied, tile i + 1 is unpacked from its packed bytes to the other buffer, and the bytes of tile
 // i + 2 are on their way. Odd warps unpack first and even warps multiply first, so that the tensor cores and the
@@ -15,33 +16,14 @@
 // loading ahead, and 512 tokens at 32768 took 1.45 ms instead of 1.14 on an H100. So smaller heads are filled up with
 // zeros. 16 warps of 16 columns instead of 8 of 32 made no difference then.
 
+#include "prefill.cuh"
 #include "rotate.cuh"
-#include "split.h"
-#include "unpack.cuh"
 
 namespace tq_cuda {
 
 namespace {
 
-constexpr unsigned all = 0xFFFFFFFFu;
-constexpr float log2e = 1.44269504f;
-constexpr int most_warps = 8;
-
-enum { unseen, partly, open };
-
-struct arguments {
-    tq_cuda_attn a;
-    staging k, v;
-    int group, columns, column_tiles, splits, tiles, tile_columns;
-    int q_offset, k_offset, v_offset, raw_offset, raw_v_offset, raw_bytes, window_offset; // in shared memory
-    unsigned char * seen; // [mask stream, column tile, tile]
-    uint4 * pairs;        // of centred keys
-    float * pair_factors;
-    float * partial;
-    float2 * partial_state;
-};
-
-template <int R> __global__ void look(const arguments p) {
+template <int R> __global__ void look(const prefill_arguments p) {
     __shared__ unsigned found[2];
     const tq_cuda_attn & a = p.a;
     const int first = blockIdx.x * R, column = blockIdx.y * p.tile_columns;
@@ -87,68 +69,7 @@ template <int R> __global__ void look(const arguments p) {
     }
 }
 
-static __device__ __forceinline__ void store_half(place to, const half2 (&x)[8]) {
-#pragma unroll
-    for (int i = 0; i < 8; i += 4) {
-        store_words(to + 4 * i, as_word(x[i]), as_word(x[i + 1]), as_word(x[i + 2]), as_word(x[i + 3]));
-    }
-}
-
-// R rows of packed blocks to rows of halves. A thread takes whole blocks; neighbours take neighbouring rows.
-template <int type, int R>
-__device__ __forceinline__ void unpack_rows(place to, int to_stride, place from, int from_stride, int blocks) {
-    using F = format<type>;
-    const books b = F::load_books();
-    for (int i = threadIdx.x; i < R * blocks; i += blockDim.x) {
-        const int row = i % R, block = i / R;
-        const unsigned odd = block * F::block_bytes & 2; // rows begin at multiples of four
-        const place in = from + row * from_stride + (block * F::block_bytes - odd);
-        const place out = to + row * to_stride + block * TQ_BLOCK * 2;
-        half2 x[8];
-        if constexpr (type == TQ_CUDA_F16) {
-            values_of_f16(in, 0, x);
-            store_half(out, x);
-            values_of_f16(in, 1, x);
-            store_half(out + 32, x);
-        } else {
-            half_block r[2];
-            load_both<type>(in, odd, b, r);
-            values_of<type>(r[0], x);
-            store_half(out, x);
-            values_of<type>(r[1], x);
-            store_half(out + 32, x);
-        }
-    }
-}
-
-template <int R>
-__device__ __forceinline__ void unpack(int type, place to, int to_stride, place from, int from_stride, int blocks) {
-    switch (type) {
-#define TQ_TYPE(NAME, name, id, bits, bytes, start, count)                        \
-    case TQ_TYPE_##NAME:                                                          \
-        unpack_rows<TQ_TYPE_##NAME, R>(to, to_stride, from, from_stride, blocks); \
-        break;
-#include "types.def"
-#undef TQ_TYPE
-        case TQ_CUDA_Q8_0:
-            unpack_rows<TQ_CUDA_Q8_0, R>(to, to_stride, from, from_stride, blocks);
-            break;
-        default:
-            unpack_rows<TQ_CUDA_F16, R>(to, to_stride, from, from_stride, blocks);
-    }
-}
-
-// Centred keys: G of every column, in two halves each, as mma wants it: [stream, kv head, 16 columns, step of 16
-// values, high or low, lane]. What takes a factor out of G and gives it to the offsets follows, [stream, kv head,
-// column].
-constexpr int pair_columns = 16, pair_warps = 8;
-
-// Chunks whose offsets a warp has at hand: fewer where two blocks fit a multiprocessor.
-constexpr __host__ __device__ int window_of(int D) {
-    return 16;
-}
-
-__global__ void pair(const arguments p) {
+__global__ void pair(const prefill_arguments p) {
     __shared__ float G[pair_columns][256 + 1];
     wait_for_kernels_before();
     let_next_kernel_load();
@@ -195,59 +116,26 @@ __global__ void pair(const arguments p) {
     }
 }
 
-// The offsets of `window` chunks from `first` on for the 16 MT columns of a warp, [chunk][column], by mma: G times
-// turns, which are split in two halves as well. `ratios` are the factors of offsets over those of products.
-template <int MT, int window>
-static __device__ __forceinline__ void offsets_of_chunks(float * offsets, const uint4 * pairs, const float * ratios,
-                                                         const tq_cuda_attn & a, int first, int lane) {
-    const int g = lane >> 2, t = lane & 3, steps = a.k.dim / 16;
-    float sum[MT][window / 8][4] = {};
-#pragma unroll 1
-    for (int step = 0; step < steps; step++) {
-        unsigned high_turn[window / 8][2], low_turn[window / 8][2];
-#pragma unroll
-        for (int n = 0; n < window / 8; n++) {
-            const float * turn = a.turns + (int64_t) min(first + 8 * n + g, a.chunks - 1) * a.k.dim + 16 * step + 2 * t;
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                split_float2(*reinterpret_cast<const float2 *>(turn + 8 * j), high_turn[n][j], low_turn[n][j]);
-            }
-        }
-#pragma unroll
-        for (int m = 0; m < MT; m++) {
-            const uint4 h = pairs[(m * steps + step) * 64 + lane], l = pairs[(m * steps + step) * 64 + 32 + lane];
-            const unsigned high[4] = {h.x, h.y, h.z, h.w}, low[4] = {l.x, l.y, l.z, l.w};
-#pragma unroll
-            for (int n = 0; n < window / 8; n++) {
-                mma(sum[m][n], high, high_turn[n]);
-                mma(sum[m][n], high, low_turn[n]);
-                mma(sum[m][n], low, high_turn[n]);
-            }
-        }
+// R rows of packed blocks to rows of halves. A thread takes whole blocks; neighbours take neighbouring rows.
+template <int R>
+__device__ __forceinline__ void unpack(int type, place to, int to_stride, place from, int from_stride, int blocks) {
+    for (int i = threadIdx.x; i < R * blocks; i += blockDim.x) {
+        const int row = i % R, block = i / R;
+        const place out = to + row * to_stride + block * TQ_BLOCK * 2;
+        unpack_block(type, from + row * from_stride, block, [&](int i, unsigned x, unsigned y, unsigned z, unsigned w) {
+            store_words(out + 16 * i, x, y, z, w);
+        });
     }
-    __syncwarp();
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-#pragma unroll
-        for (int n = 0; n < window / 8; n++) {
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const int column = 16 * m + g + 8 * (j >> 1);
-                offsets[(8 * n + 2 * t + (j & 1)) * 16 * MT + column] = sum[m][n][j] * ratios[column];
-            }
-        }
-    }
-    __syncwarp();
 }
 
 // MT: groups of 16 columns of a warp. R: rows of a tile. D: at least either head size. Centred keys have instances of
 // their own: their offsets take registers that the others would spill.
 template <int D, int MT, int R, bool centred>
-__global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p) {
+__global__ __launch_bounds__(most_warps * 32, 1) void prefill(const prefill_arguments p) {
     TQ_CUDA_SHARED(shared);
     constexpr int stride = (D + 8) * 2; // of a row of halves, in bytes: 16 more, so that rows start in different banks
     const tq_cuda_attn & a = p.a;
-    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
     const int split = blockIdx.x, kv_head = blockIdx.y, column_tile = blockIdx.z % p.column_tiles;
     const int stream = blockIdx.z / p.column_tiles, kv_stream = stream / (a.streams / a.kv_streams);
     const int first_column = column_tile * p.tile_columns;
@@ -306,8 +194,7 @@ __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p)
 
     const bool is_plain = a.softcap == 0.0f && a.scale > 0.0f;
     float factor[MT][2], slope[MT][2], top[MT][2], sum[MT][4], o[MT][D / 8][4];
-    int first_chunk = -1;                // of the window
-    constexpr int window = window_of(D); // chunks whose offsets a warp has at hand
+    int first_chunk = -1; // of the window
     float * const offsets = reinterpret_cast<float *>(shared + p.window_offset) + warp * window * MT * 16;
     int ids_before[R / 32] = {}, ids_now[R / 32] = {}; // of the chunks of the rows of both tiles
 #pragma unroll
@@ -340,39 +227,16 @@ __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p)
     const char * const mask = a.mask ? a.mask + stream % a.mask_streams * a.mask_stream_stride : nullptr;
     const unsigned char * const seen =
         a.mask ? p.seen + ((int64_t) (stream % a.mask_streams) * p.column_tiles + column_tile) * p.tiles : nullptr;
-    int candidate = (int) ((int64_t) p.tiles * split / p.splits);
-    const int last = (int) ((int64_t) p.tiles * (split + 1) / p.splits);
-
-    // The next tile that a column sees, or -1: the same for all threads.
-    const auto next_tile = [&]() {
-        while (candidate < last && seen) {
-            const unsigned found = __ballot_sync(all, candidate + lane < last && seen[candidate + lane] != unseen);
-            if (found) {
-                candidate += __ffs(found) - 1;
-                break;
-            }
-            candidate += 32;
-        }
-        return candidate < last ? candidate++ : -1;
-    };
+    tiles_seen tiles = {(int) ((int64_t) p.tiles * split / p.splits),
+                        (int) ((int64_t) p.tiles * (split + 1) / p.splits), seen};
     const auto start = [&](int tile, int slot) {
         if (tile >= 0) {
-            char * const to = shared + p.raw_offset + slot * p.raw_bytes;
-            for (int part = warp; part < 2 * (R / 32); part += warps) {
-                const int within = part / 2 * 32, row = tile * R + within;
-                const int rows = max(min(a.kv_rows - row, 32), 0);
-                if (part & 1) {
-                    stage_rows(to + p.raw_v_offset + within * p.v.stride, p.v, cells + row * a.v.row_stride,
-                               a.v.row_stride, rows, lane);
-                } else {
-                    stage_rows(to + within * p.k.stride, p.k, keys + row * a.k.row_stride, a.k.row_stride, rows, lane);
-                }
-            }
+            stage_tile<R>(shared + p.raw_offset + slot * p.raw_bytes, p, keys, cells, tile, warp, lane);
         }
         copy_commit();
     };
 
-    int before = -1, now = -1, next = next_tile();
+    int before = -1, now = -1, next = tiles.next(lane);
     start(next, 0);
     for (int i = 0;; i++) {
         // `now` lies packed in slot i - 1 and is unpacked, `before` lies unpacked and is multiplied
@@ -389,7 +253,7 @@ __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p)
                 ids_now[i] = now >= 0 && row < a.kv_rows ? ids[row] : 0;
             }
         }
-        next = now < 0 ? -1 : next_tile();
+        next = now < 0 ? -1 : tiles.next(lane);
         copy_wait<0>();
         __syncthreads();
         start(next, (i + 1) & 1);
@@ -430,9 +294,8 @@ __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p)
                         if ((chunk & -window) != first_chunk) {
                             first_chunk = chunk & -window;
                             const int steps = a.k.dim / 16;
-                            offsets_of_chunks<MT, window>(offsets, p.pairs + (first_pair + warp * MT) * steps * 64,
-                                                          factors + p.tile_columns + warp * MT * 16, a, first_chunk,
-                                                          lane);
+                            offsets_of_chunks<MT>(offsets, p.pairs + (first_pair + warp * MT) * steps * 64,
+                                                  factors + p.tile_columns + warp * MT * 16, a, first_chunk, lane);
                         }
 #pragma unroll
                         for (int m = 0; m < MT; m++) {
@@ -645,31 +508,23 @@ __global__ __launch_bounds__(most_warps * 32, 1) void prefill(const arguments p)
 // Which instance, and how much memory it takes.
 struct layout {
     int size, groups, warps; // D, MT
+    bool is_hopper;
     size_t shared;
 };
 
-static int padded(int bytes) {
-    return (bytes + 15) / 16 * 16;
-}
-
-static bool lay_out(arguments & p, layout & l, int D, int MT, int R, int warps, const tq_cuda_device & device) {
+static bool lay_out(prefill_arguments & p, layout & l, int D, int MT, int R, int warps, const tq_cuda_device & device) {
     const int stride = (D + 8) * 2;
     p.tile_columns = warps * MT * 16;
-    p.q_offset = padded(2 * p.tile_columns * (int) sizeof(float));
+    p.q_offset = 2 * p.tile_columns * (int) sizeof(float);
     p.k_offset = p.q_offset + p.tile_columns * stride;
     p.v_offset = p.k_offset + 2 * R * stride;
-    p.raw_offset = p.v_offset + 2 * R * stride;
-    p.raw_v_offset = padded(R * p.k.stride + 8); // the last block is read four bytes past its end
-    p.raw_bytes = p.raw_v_offset + padded(R * p.v.stride + 8);
-    p.tiles = (p.a.kv_rows + R - 1) / R;
-    p.column_tiles = (p.columns + p.tile_columns - 1) / p.tile_columns;
-    p.window_offset = p.raw_offset + 2 * p.raw_bytes;
-    l = {D, MT, warps, (size_t) p.window_offset + (p.a.q_plain ? window_of(D) * p.tile_columns * sizeof(float) : 0)};
+    place_packed(p, p.v_offset + 2 * R * stride, R);
+    l = {D, MT, warps, false, (size_t) p.window_offset + (p.a.q_plain ? window * p.tile_columns * sizeof(float) : 0)};
     return l.shared <= (size_t) device.shared;
 }
 
 // False where shared memory is too small for any instance.
-static bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, arguments & p, layout & l) {
+static bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, prefill_arguments & p, layout & l) {
     p = {};
     p.a = a;
     p.k = staging_of(a.k);
@@ -687,7 +542,13 @@ static bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, argument
     if (size <= 64) {
         fit(64, 2, 64);
     } else if (size <= 128) {
-        fits = p.columns > 128 && lay_out(p, l, 128, 2, 64, most_warps, device);
+#if defined(TQ_CUDA_HOPPER)
+        if (p.columns > 128 && hopper_takes(a, device)) {
+            l = {128, 2, most_warps, true, hopper_lay_out(p)};
+            fits = l.shared <= (size_t) device.shared;
+        }
+#endif
+        fits = fits || (p.columns > 128 && lay_out(p, l, 128, 2, 64, most_warps, device));
         fit(128, 1, 32);
     } else {
         fit(256, 1, 32);
@@ -711,25 +572,31 @@ static bool plan(const tq_cuda_attn & a, const tq_cuda_device & device, argument
     return true;
 }
 
-static size_t all_pairs(const arguments & p) { // groups of 16 columns
+static size_t all_pairs(const prefill_arguments & p) { // groups of 16 columns
     return p.a.q_plain ? (size_t) p.a.streams * p.a.kv_heads * p.column_tiles * (p.tile_columns / pair_columns) : 0;
 }
 
-static size_t pair_bytes(const arguments & p) {
+static size_t pair_bytes(const prefill_arguments & p) {
     return all_pairs(p) * (p.a.k.dim / 16 * 64 * sizeof(uint4) + pair_columns * sizeof(float));
 }
 
-static size_t seen_bytes(const arguments & p) {
+static size_t seen_bytes(const prefill_arguments & p) {
     return p.a.mask ? ((size_t) p.a.mask_streams * p.column_tiles * p.tiles + 15) / 16 * 16 : 0;
 }
 
-template <int D, int MT, int R> void launch_as(const arguments & p, const layout & l, cudaStream_t stream) {
+template <int D, int MT, int R> void launch_as(const prefill_arguments & p, const layout & l, cudaStream_t stream) {
     if (p.a.mask) {
         launch<look<R>>(dim3(p.tiles, p.column_tiles, p.a.mask_streams), 256, 0, stream, p);
     }
     if (p.a.q_plain) {
         const dim3 grid(p.column_tiles * (p.tile_columns / pair_columns), p.a.kv_heads, p.a.streams);
         launch<pair>(grid, pair_warps * 32, 0, stream, p);
+    }
+    if (l.is_hopper) {
+#if defined(TQ_CUDA_HOPPER)
+        hopper_run(p, l.shared, stream);
+#endif
+        return;
     }
     const dim3 grid(p.splits, p.a.kv_heads, p.column_tiles * p.a.streams);
     if (p.a.q_plain) {
@@ -742,13 +609,13 @@ template <int D, int MT, int R> void launch_as(const arguments & p, const layout
 } // namespace
 
 bool prefill_takes(const tq_cuda_attn & a, const tq_cuda_device & device) {
-    arguments p;
+    prefill_arguments p;
     layout l;
     return a.tokens * (a.heads / a.kv_heads) > 16 && a.mask_heads <= 1 && plan(a, device, p, l);
 }
 
 size_t prefill_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
-    arguments p;
+    prefill_arguments p;
     layout l;
     plan(a, device, p, l);
     const size_t rows = p.splits == 1 ? 0 : (size_t) a.streams * a.tokens * a.heads * p.splits;
@@ -756,7 +623,7 @@ size_t prefill_scratch(const tq_cuda_attn & a, const tq_cuda_device & device) {
 }
 
 void prefill_run(const tq_cuda_attn & a, const tq_cuda_device & device, void * scratch, cudaStream_t stream) {
-    arguments p;
+    prefill_arguments p;
     layout l;
     plan(a, device, p, l);
     p.pairs = static_cast<uint4 *>(scratch);

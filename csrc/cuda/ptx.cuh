@@ -108,18 +108,25 @@ struct alignas(8) event {
     unsigned long long state;
 };
 
+// One for a warp; but compute-sanitizer's racecheck does not see that __syncwarp brings the other lanes' writes along.
+#if defined(TQ_CUDA_RACECHECK)
+constexpr int arriving_lanes = 32;
+#else
+constexpr int arriving_lanes = 1;
+#endif
+
 // By one thread, before a barrier: warps wait until so many have arrived.
 __device__ __forceinline__ void start_event(event & e, int count) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(place_of(&e)), "r"(count) : "memory");
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(place_of(&e)), "r"(count * arriving_lanes) : "memory");
 #else
-    e.state = (unsigned long long) count;
+    e.state = (unsigned long long) (count * arriving_lanes);
 #endif
 }
 
 __device__ __forceinline__ void arrive(event & e, int lane) {
     __syncwarp();
-    if (lane == 0) {
+    if (lane < arriving_lanes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
         asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(place_of(&e)) : "memory");
 #else
@@ -196,5 +203,83 @@ template <bool transposed = false> __device__ __forceinline__ void load_matrices
     (void) x, (void) p;
 #endif
 }
+
+// --- warpgroups ---
+// Four warps that multiply together while they do something else, and read matrices of halves from shared memory
+// themselves: Hopper's own instructions, which only code for sm_90a may have.
+//
+// A matrix lies there as 64 columns of all rows, then the next 64. A row of these has 128 bytes, and its pieces of 16
+// are exchanged so that eight rows share no banks: piece i of row r lies where piece i ^ (r & 7) would.
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#    define TQ_CUDA_WARPGROUPS
+
+using matrix = unsigned long long;
+
+// Begins at p; the columns from 64 on lie `next` bytes further.
+__device__ __forceinline__ matrix matrix_at(place p, int next) {
+    const matrix address = (p & 0x3FFFFu) >> 4, eight_rows = 1024 >> 4, exchanged = 1;
+    return address | (matrix) (next >> 4) << 16 | eight_rows << 32 | exchanged << 62;
+}
+
+// What a thread wrote to shared memory, for the products after the next barrier.
+__device__ __forceinline__ void publish() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Before products, after sums or operands in registers were written.
+__device__ __forceinline__ void products_start() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void products_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Until at most `pending` of the groups committed last are under way. The sums must not be touched before, which the
+// compiler learns by keep().
+template <int pending> __device__ __forceinline__ void products_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+template <int n> __device__ __forceinline__ void keep(float (&x)[n][4]) {
+#    pragma unroll
+    for (int i = 0; i < n; i++) {
+        asm volatile("" : "+f"(x[i][0]), "+f"(x[i][1]), "+f"(x[i][2]), "+f"(x[i][3])::"memory");
+    }
+}
+
+#    define TQ_SUMS(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#    define TQ_SUMS_4(i) TQ_SUMS(i), TQ_SUMS(i + 1), TQ_SUMS(i + 2), TQ_SUMS(i + 3)
+
+// d (64 x 64) = a (64 x 16) b^T (16 x 64), added to what it was where `adds`.
+__device__ __forceinline__ void multiply_64x64(float (&d)[8][4], matrix a, matrix b, bool adds) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "%32, %33, p, 1, 1, 0, 0;\n"
+                 "}"
+                 : TQ_SUMS_4(0), TQ_SUMS_4(4)
+                 : "l"(a), "l"(b), "r"((int) adds));
+}
+
+// d (64 x 128) += a (64 x 16, as of mma, of each warp 16 rows) b (16 x 128).
+__device__ __forceinline__ void multiply_64x128(float (&d)[16][4], const unsigned (&a)[4], matrix b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+                 : TQ_SUMS_4(0), TQ_SUMS_4(4), TQ_SUMS_4(8), TQ_SUMS_4(12)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+#    undef TQ_SUMS_4
+#    undef TQ_SUMS
+#endif
 
 } // namespace tq_cuda

@@ -184,4 +184,74 @@ template <bool transposed = false> void load_matrices(unsigned (&x)[4], place p)
     }
 }
 
+// Products of warpgroups are computed when they are waited for, as late as they may on a GPU.
+#define TQ_CUDA_WARPGROUPS
+
+using matrix = uint64_t;
+
+inline matrix matrix_at(place p, int next) {
+    if (p % 16 != 0 || next % 16 != 0) {
+        std::abort();
+    }
+    return (matrix) (p >> 4) | (matrix) (next >> 4) << 16 | (matrix) (1024 >> 4) << 32;
+}
+
+// The half in row r and column c.
+inline float host_at(matrix m, int r, int c) {
+    const place first = (place) (m & 0x3FFF) << 4, next = (place) (m >> 16 & 0x3FFF) << 4,
+                eight_rows = (place) (m >> 32 & 0x3FFF) << 4;
+    const place p = first + c / 64 * next + r / 8 * eight_rows + r % 8 * 128 + c % 64 * 2;
+    return (float) host_load<half>(p ^ (p >> 7 & 7) << 4);
+}
+
+inline std::vector<std::function<void()>> host_products[1024]; // by thread: of the group that is not committed, and
+inline std::vector<std::vector<std::function<void()>>> host_product_groups[1024];
+
+inline void publish() {}
+
+inline void products_start() {}
+
+inline void products_commit() {
+    host_product_groups[threadIdx.x].push_back(std::move(host_products[threadIdx.x]));
+    host_products[threadIdx.x].clear();
+}
+
+template <int pending> void products_wait() {
+    auto & groups = host_product_groups[threadIdx.x];
+    while (groups.size() > pending) {
+        for (const auto & product : groups.front()) {
+            product();
+        }
+        groups.erase(groups.begin());
+    }
+}
+
+template <int n> void keep(float (&)[n][4]) {}
+
+inline void multiply_64x64(float (&d)[8][4], matrix a, matrix b, bool adds) {
+    const int first = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    host_products[threadIdx.x].push_back([&d, a, b, adds, first, t] {
+        for (int i = 0; i < 32; i++) {
+            float & sum = d[i / 4][i % 4];
+            sum = adds ? sum : 0.0f;
+            for (int k = 0; k < 16; k++) {
+                sum += host_at(a, first + i % 4 / 2 * 8, k) * host_at(b, i / 4 * 8 + 2 * t + i % 2, k);
+            }
+        }
+    });
+}
+
+inline void multiply_64x128(float (&d)[16][4], const unsigned (&a)[4], matrix b) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const auto all_a = host_exchange(std::array<unsigned, 4> {a[0], a[1], a[2], a[3]});
+    host_products[threadIdx.x].push_back([&d, all_a, b, g, t] {
+        for (int i = 0; i < 64; i++) {
+            for (int k = 0; k < 16; k++) {
+                const unsigned word = all_a[4 * g + k % 8 / 2][i % 4 / 2 + k / 8 * 2];
+                d[i / 4][i % 4] += host_half(word, k % 2) * host_at(b, k, i / 4 * 8 + 2 * t + i % 2);
+            }
+        }
+    });
+}
+
 } // namespace tq_cuda

@@ -229,6 +229,12 @@ inline half __ushort_as_half(unsigned short u) {
     return h;
 }
 
+inline unsigned short __half_as_ushort(half h) {
+    unsigned short u;
+    std::memcpy(&u, &h, sizeof(u));
+    return u;
+}
+
 inline half2 __floats2half2_rn(float x, float y) {
     return {(half) x, (half) y};
 }
