@@ -144,7 +144,7 @@ def test_shift_where_a_layer_has_no_rope(directory):
 
 def test_shift_without_rope(directory):
     """Keys stay what they are, and llama.cpp's graph would be empty."""
-    path = model_file(directory, llama_models.learned_positions, 3)
+    path = model_file(directory, llama_models.learned_positions, 1)
     for centred in (True, False):
         with (
             centring(centred),

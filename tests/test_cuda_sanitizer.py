@@ -10,7 +10,7 @@ import cuda_checks
 import kernel_checks
 from cuda_checks import Case
 from llama_tq import reference
-from test_cuda_device import convert, driver  # noqa: F401  a fixture
+from test_cuda_device import build, convert
 
 pytestmark = pytest.mark.cuda
 CASES = [
@@ -19,12 +19,18 @@ CASES = [
     Case(k="q8_0", v="tq3_0", k_dim=64, v_dim=96, tokens=2),
     Case(k="f16", tokens=70, rows=150, k_dim=256, v_dim=256),
     Case(tokens=70, rows=300, heads=6, kv_heads=2, centre="order", mask="heads"),
+    Case(tokens=70, rows=300, heads=4, kv_heads=2, centre="order"),
     Case(streams=3, tokens=4, rows=90, kv_heads=2, centre="anyhow", sinks=True, softcap=3.0),
 ]
 
 
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return build(tmp_path_factory.mktemp("sanitized"), "TQ_CUDA_RACECHECK_DRIVER", "-DTQ_CUDA_RACECHECK")
+
+
 @pytest.fixture(params=["memcheck", "racecheck"])
-def sanitized(request, driver: list[str]) -> list[str]:  # noqa: F811
+def sanitized(request, driver: list[str]) -> list[str]:
     program = shutil.which("compute-sanitizer")
     assert program, "compute-sanitizer is not on the PATH; it comes with CUDA"
     return [program, "--tool", request.param, "--error-exitcode", "9", "--log-file", "/dev/stderr", *driver]
