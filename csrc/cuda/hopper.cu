@@ -141,8 +141,7 @@ template <bool centred> static __global__ __launch_bounds__(most_warps * 32, 1) 
         }
     }
 
-    float offset[2][2] = {}; // of all rows that count, for the columns of this thread
-    const auto find_offsets = [&](int chunk) {
+    const auto find_offsets = [&](float (&offset)[2][2], int chunk) { // for the columns of this thread
         if ((chunk & -window) != first_chunk) {
             first_chunk = chunk & -window;
 #    pragma unroll 1
@@ -170,25 +169,33 @@ template <bool centred> static __global__ __launch_bounds__(most_warps * 32, 1) 
         }
         products_commit();
     };
+    // Rows of one chunk or of two have these offsets; others do not count. A chunk is as long as a tile, and where
+    // cells lie in order from its start, it is one.
+    float offset[2][2][2] = {};
+    unsigned of_first[2] = {all, all}, counts[2] = {all, all}; // rows, by bits
     // Scores become weights, pairs of halves.
-    const auto weigh = [&](int h, float (&s)[R / 8][4], unsigned (&weights)[R / 16][4], int row,
-                           const unsigned (&counts)[2], bool is_open) {
+    const auto weigh = [&](int h, float (&s)[R / 8][4], unsigned (&weights)[R / 16][4], int row, bool is_open,
+                           bool is_one) {
         const int column = column_of(h);
         float scale[2], most[2], added[2];
         bool moved = false;
 #    pragma unroll
         for (int j = 0; j < 2; j++) {
             scale[j] = factors[column + 8 * j];
-            if (!is_open) {
+            if (!(is_open && is_one)) {
                 const half * by_row = reinterpret_cast<const half *>(
-                    mask ? mask + token_of(column + 8 * j) * a.mask_token_stride : nullptr);
+                    mask && !is_open ? mask + token_of(column + 8 * j) * a.mask_token_stride : nullptr);
 #    pragma unroll
                 for (int n = 0; n < R / 4; n++) {
                     const int r = row + 8 * (n >> 1) + 2 * t + (n & 1);
                     float & x = s[n >> 1][2 * j + (n & 1)];
-                    x = (centred ? x + offset[h][j] : x) * scale[j];
-                    const bool has = r < a.kv_rows && (!centred || counts[n / 8] >> (r & 31) & 1);
-                    x += !has ? -INFINITY : mask ? log2e * __half2float(by_row[r]) : 0.0f;
+                    bool has = r < a.kv_rows;
+                    if (centred) {
+                        x += of_first[n / 8] >> (r & 31) & 1 ? offset[0][h][j] : offset[1][h][j];
+                        has &= counts[n / 8] >> (r & 31) & 1;
+                    }
+                    x *= scale[j];
+                    x += !has ? -INFINITY : by_row ? log2e * __half2float(by_row[r]) : 0.0f;
                 }
                 scale[j] = 1.0f;
             }
@@ -199,7 +206,7 @@ template <bool centred> static __global__ __launch_bounds__(most_warps * 32, 1) 
             }
             x = fmaxf(x, __shfl_xor_sync(all, x, 1));
             x = fmaxf(x, __shfl_xor_sync(all, x, 2));
-            added[j] = centred && is_open ? offset[h][j] * scale[j] : 0.0f;
+            added[j] = centred && is_open && is_one ? offset[0][h][j] * scale[j] : 0.0f;
             most[j] = fmaxf(x * scale[j] + added[j], top[h][j]);
             moved |= most[j] > top[h][j];
         }
@@ -273,10 +280,8 @@ template <bool centred> static __global__ __launch_bounds__(most_warps * 32, 1) 
         next = now < 0 ? -1 : tiles.next(lane);
         arrived(next, slot ^ 1);
         const bool is_open = (seen ? seen[before] == open : true) && row + R <= a.kv_rows;
-        // Rows of one chunk count at a time, because all of them have one offset then. A chunk is as long as a tile,
-        // and where cells lie in order, that is all rows.
         int chunks[2] = {};
-        unsigned todo[2] = {}, counts[2] = {all, all};
+        unsigned todo[2] = {};
         if constexpr (centred) {
 #    pragma unroll
             for (int k = 0; k < 2; k++) {
@@ -287,18 +292,30 @@ template <bool centred> static __global__ __launch_bounds__(most_warps * 32, 1) 
         }
         bool is_first = true;
         do {
+            bool is_one = true;
             if constexpr (centred) {
-                const bool is_second = todo[0] == 0;
-                const int chunk = __shfl_sync(all, is_second ? chunks[1] : chunks[0],
-                                              __ffs((int) (is_second ? todo[1] : todo[0])) - 1);
+                const auto take = [&](float (&to)[2][2], unsigned (&rows)[2]) { // the next chunk
+                    const bool is_second = todo[0] == 0;
+                    const int chunk = __shfl_sync(all, is_second ? chunks[1] : chunks[0],
+                                                  __ffs((int) (is_second ? todo[1] : todo[0])) - 1);
 #    pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    counts[k] = __ballot_sync(all, chunks[k] == chunk);
-                    todo[k] &= ~counts[k];
+                    for (int k = 0; k < 2; k++) {
+                        rows[k] = __ballot_sync(all, chunks[k] == chunk);
+                        todo[k] &= ~rows[k];
+                    }
+                    find_offsets(to, chunk);
+                };
+                take(offset[0], of_first);
+                is_one = (of_first[0] & of_first[1]) == all;
+                counts[0] = of_first[0];
+                counts[1] = of_first[1];
+                if (todo[0] | todo[1]) {
+                    unsigned others[2];
+                    take(offset[1], others);
+                    counts[0] |= others[0];
+                    counts[1] |= others[1];
                 }
-                find_offsets(chunk);
             }
-            const bool is_whole = is_open && (!centred || (counts[0] & counts[1]) == all);
             float s[2][R / 8][4];
             unsigned weights[2][R / 16][4];
             score(0, s[0], slot ^ 1);
@@ -309,11 +326,11 @@ template <bool centred> static __global__ __launch_bounds__(most_warps * 32, 1) 
             products_wait<0>();
             keep(s[0]);
             score(1, s[1], slot ^ 1);
-            weigh(0, s[0], weights[0], row, counts, is_whole);
+            weigh(0, s[0], weights[0], row, is_open, is_one);
             attend(0, weights[0], slot ^ 1);
             products_wait<1>();
             keep(s[1]);
-            weigh(1, s[1], weights[1], row, counts, is_whole);
+            weigh(1, s[1], weights[1], row, is_open, is_one);
             attend(1, weights[1], slot ^ 1);
             products_wait<0>();
             keep(o[0]);
