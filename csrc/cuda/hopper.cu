@@ -28,15 +28,18 @@ namespace tq_cuda {
 
 namespace {
 
-constexpr int D = 128, R = 64;            // values of a head, rows of a tile
-constexpr int columns = 256, part = 64;   // of a block, and that are multiplied together
-constexpr int columns_bytes = part * 128; // of half a head of 64 rows, of queries, keys or values
+constexpr int D = 128, R = 64;          // values of a head, rows of a tile
+constexpr int columns = 256, part = 64; // of a block, and that are multiplied together
 constexpr int tile_bytes = R * D * 2;
+
+#if defined(TQ_CUDA_WARPGROUPS)
+constexpr int columns_bytes = part * 128; // of half a head of 64 rows, of queries, keys or values
 
 // Where eight halves lie, the i-th of row r of a matrix of 64 rows.
 static __device__ __forceinline__ place piece(place matrix, int r, int i) {
     return matrix + (i >> 3) * columns_bytes + r * 128 + ((i & 7) ^ (r & 7)) * 16;
 }
+#endif
 
 } // namespace
 
