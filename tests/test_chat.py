@@ -106,8 +106,8 @@ def test_turns_reuse_the_cache_and_change_nothing(smollm2):
     whole = Template(smollm2).tokens(said[:4])
     assert len(whole) == second.prompt_tokens
     with smollm2.context(TQ4, 256) as context:
-        logits = context.prefill(whole)
-    assert logits[second.tokens[0]] > logits.max() - 1
+        logits = context.prefill(whole)  # the context's memory
+        assert logits[second.tokens[0]] > logits.max() - 1
 
 
 def test_an_answer_can_be_stopped_or_broken_off(smollm2):
