@@ -114,10 +114,8 @@ template <bool centred> static __global__ __launch_bounds__(most_warps * 32, 1) 
     const char * const packed_values = a.v.data + kv_head * a.v.head_stride + kv_stream * a.v.stream_stride;
     const int * const ids = centred ? a.ids + (int64_t) kv_stream * a.kv_rows : nullptr;
     const char * const mask = a.mask ? a.mask + stream % a.mask_streams * a.mask_stream_stride : nullptr;
-    const unsigned char * const seen =
-        a.mask ? p.seen + ((int64_t) (stream % a.mask_streams) * p.column_tiles + column_tile) * p.tiles : nullptr;
-    tiles_seen tiles = {(int) ((int64_t) p.tiles * split / p.splits),
-                        (int) ((int64_t) p.tiles * (split + 1) / p.splits), seen};
+    tiles_seen tiles = tiles_of(p, split, column_tile, stream);
+    const unsigned char * const seen = tiles.seen;
     const auto start = [&](int tile, int slot) {
         if (tile >= 0) {
             char * const to = shared + p.raw_offset + slot * p.raw_bytes;

@@ -137,6 +137,14 @@ struct tiles_seen {
     }
 };
 
+// Those of a block: its part of all tiles.
+static __device__ __forceinline__ tiles_seen tiles_of(const prefill_arguments & p, int split, int column_tile,
+                                                      int stream) {
+    const tq_cuda_attn & a = p.a;
+    return {(int) ((int64_t) p.tiles * split / p.splits), (int) ((int64_t) p.tiles * (split + 1) / p.splits),
+            a.mask ? p.seen + ((int64_t) (stream % a.mask_streams) * p.column_tiles + column_tile) * p.tiles : nullptr};
+}
+
 // Starts to copy the packed rows of a tile.
 template <int R>
 static __device__ __forceinline__ void stage_tile(char * to, const prefill_arguments & p, const char * keys,

@@ -17,10 +17,10 @@ struct attention_block {
     tensors turns;     // RoPE and what centres keys, and
     tensors rotations; // products: none needs to be computed
     std::vector<tq_rows_store> stores;
-    tensors stored;  // the rotations of what they store
-    tensors queries; // where they are read, and
-    tensors others;  // what else is read on the way
+    tensors stored; // the rotations of what they store
     const ggml_tensor * attention = nullptr;
+    const ggml_tensor * queries = nullptr; // where they are read
+    tensors others;                        // what else is read on the way
     tq_cuda_attn a;
     int end = 0; // the node after the last; 0 without attention
 };
@@ -174,7 +174,7 @@ static bool join_turns(attention_block & block, const ggml_cgraph * graph, const
     a.q_head_stride = (int64_t) x->nb[1];
     a.q_token_stride = (int64_t) x->nb[2];
     a.q_stream_stride = (int64_t) x->nb[2] * a.tokens;
-    block.queries = {x};
+    block.queries = x;
     block.others.push_back(of_queries->src[1]);
     if (of_queries->src[2]) {
         block.others.push_back(of_queries->src[2]);
@@ -202,8 +202,7 @@ static bool may_write(const attention_block & block, const void * out, size_t si
     const auto is_apart = [&](const ggml_tensor * t) { return !overlaps(out, size, t); };
     const bool same = out == a.q && a.k.dim == a.v.dim && a.q_head_stride == a.k.dim * 4 &&
                       a.q_token_stride == a.q_head_stride * a.heads;
-    return std::all_of(block.others.begin(), block.others.end(), is_apart) &&
-           (same || std::all_of(block.queries.begin(), block.queries.end(), is_apart));
+    return std::all_of(block.others.begin(), block.others.end(), is_apart) && (same || is_apart(block.queries));
 }
 
 // Whether results may be written while other blocks of threads still read values to encode, and the numbers of rows.
@@ -263,7 +262,7 @@ static attention_block find_block(const ggml_cgraph * graph, int i, int device) 
         } else if (node->op == GGML_OP_FLASH_ATTN_EXT && block.stores.size() + 1 == block.rotations.size() &&
                    ggml_cuda_tq_describe(node, a)) {
             block.attention = node;
-            block.queries = {rotation->src[1]};
+            block.queries = rotation->src[1];
             a.q = before_rotation(rotation, node->src[0]);
             a.k_rotation = (int) rotation->ne[0];
             if (!join_turns(block, graph, rotation) || !tq_cuda_attn_supports(a, about) ||
